@@ -1,0 +1,66 @@
+"""Artefacts that are either whole or absent: written to a partial name, then renamed."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A partial name beside `path` (same suffix), renamed to it when the block ends well.
+
+    A process that is killed leaves the partial file and never a broken `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A partial name beside `path`, renamed to it when the block ends well; replaces an old one.
+
+    A folder cannot be swapped in one step: a kill between the two renames leaves `path` absent,
+    which costs work but never leaves something half written under the final name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        _sync(partial)
+        _swap_in(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already after a success
+
+
+def _sync(folder: Path) -> None:
+    """To the disk before the rename, or a power cut could leave a whole name with empty files."""
+    for entry in [*folder.rglob("*"), folder]:
+        handle = os.open(entry, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _swap_in(partial: Path, path: Path) -> None:
+    """The old folder comes back if the new one cannot take its place."""
+    retired = partial.with_name(f"{partial.name}-old")
+    shutil.rmtree(retired, ignore_errors=True)
+    had_folder = path.exists()
+    if had_folder:
+        path.replace(retired)
+    try:
+        partial.replace(path)
+    except OSError:
+        if had_folder:
+            retired.replace(path)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)

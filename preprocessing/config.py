@@ -1,0 +1,64 @@
+"""The `preprocessing:` root of a study's YAML; every default is written here, once."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A configuration section: frozen, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SyntheticConfig(Section):
+    """Synthetic slides with known tumour outlines, for the demo and for tests."""
+
+    patients: int = Field(default=36, ge=6)
+    seed: int = 0
+    width_px: int = Field(default=3072, ge=1024, description="level-0 width of the 0.5 mpp slides")
+    height_px: int = Field(default=2304, ge=768)
+
+
+class TissueConfig(Section):
+    """Tissue mask from the lowest level that is at least as fine as `mask_mpp`."""
+
+    mask_mpp: float = Field(default=8.0, gt=0, description="um per mask pixel")
+    min_area_um2: float = Field(default=20_000.0, ge=0, description="smaller islands are dropped")
+    max_hole_um2: float = Field(default=20_000.0, ge=0, description="smaller holes are filled")
+
+
+class GridConfig(Section):
+    """Square tiles at a requested resolution; overlap 0 puts them edge to edge."""
+
+    mpp: float = Field(gt=0, description="requested um per tile pixel")
+    tile_px: int = Field(default=224, ge=16, description="tile side as the encoder sees it")
+    overlap_px: int = Field(default=0, ge=0)
+    min_tissue: float = Field(
+        default=0.25, ge=0, le=1, description="least tissue fraction of a tile"
+    )
+    max_upsampling: float = Field(
+        default=1.1, ge=1, description="how much finer than level 0 the requested mpp may be"
+    )
+
+
+class EncoderConfig(Section):
+    name: str = Field(default="lite0", description="registry row, or timm:<model> / hf:<model>")
+    batch_size: int = Field(default=32, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+
+
+class PreprocessingConfig(Section):
+    manifest: Path = Field(description="slides.csv: slide_id, patient_id, path[, mpp]")
+    synthetic: SyntheticConfig | None = Field(
+        default=None, description="make these slides, and the manifest, first"
+    )
+    tissue: TissueConfig = TissueConfig()
+    grid: GridConfig
+    encoder: EncoderConfig = EncoderConfig()
+    shard_size: int = Field(default=64, ge=1, description="slides per workflow job")
+    max_bad_tiles: float = Field(
+        default=0.2, ge=0, le=1, description="a slide with a larger share of unreadable tiles fails"
+    )

@@ -1,0 +1,118 @@
+"""slides.csv: one row per slide, checked before any slide is opened."""
+
+import csv
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+
+from preprocessing.errors import ManifestError
+
+REQUIRED_COLUMNS = ("slide_id", "patient_id", "path")
+_SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class SlideRow:
+    """One slide; `mpp` overrides what the file says, `extra` holds every further column as text."""
+
+    slide_id: str
+    patient_id: str
+    path: Path
+    mpp: float | None = None
+    extra: dict[str, str] = field(default_factory=dict, hash=False)
+
+
+def read_manifest(path: Path) -> list[SlideRow]:
+    """Rows in the file's order; relative slide paths are relative to the manifest's folder.
+
+    Whether the slide files exist is not asked here: a missing one fails alone when it is opened.
+    """
+    records = _read_records(path)
+    rows = [_row(record, f"{path}, line {line}", path.parent) for line, record in records]
+    if not rows:
+        raise ManifestError(f"{path}: expected at least one slide, the table has no rows")
+    _refuse_repeats(rows, path)
+    return rows
+
+
+def _read_records(path: Path) -> list[tuple[int, dict[str, str]]]:
+    if not path.is_file():
+        raise ManifestError(
+            f"{path}: no such file; a manifest is a CSV with the columns "
+            f"{', '.join(REQUIRED_COLUMNS)}[, mpp]"
+        )
+    try:
+        # utf-8-sig: spreadsheets put a byte-order mark in front of the first column's name.
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.reader(stream, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            _check_header(header, path)
+            lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(f"{path}: expected a CSV in UTF-8, got {error}") from error
+    for line, cells in lines:
+        if len(cells) != len(header):
+            raise ManifestError(
+                f"{path}, line {line}: expected {len(header)} values, got {len(cells)}; "
+                "put quotes around values that contain a comma"
+            )
+    return [(line, dict(zip(header, map(str.strip, cells), strict=True))) for line, cells in lines]
+
+
+def _check_header(header: list[str], path: Path) -> None:
+    missing = [name for name in REQUIRED_COLUMNS if name not in header]
+    if missing:
+        raise ManifestError(
+            f"{path}: missing column(s) {', '.join(missing)}; found {', '.join(header) or 'none'}"
+        )
+    repeated = sorted(name for name, count in Counter(header).items() if count > 1)
+    if repeated:
+        raise ManifestError(f"{path}: column(s) {', '.join(repeated)} appear more than once")
+
+
+def _row(record: dict[str, str], where: str, folder: Path) -> SlideRow:
+    for name in REQUIRED_COLUMNS:
+        if not record[name]:
+            raise ManifestError(f"{where}: {name} is empty")
+    slide_id = record["slide_id"]
+    if not _SAFE_ID.fullmatch(slide_id):
+        raise ManifestError(
+            f"{where}: slide_id {slide_id!r} becomes a file name, so only letters, digits, "
+            "'.', '_' and '-' are allowed, and no '.' in front"
+        )
+    known = {*REQUIRED_COLUMNS, "mpp"}
+    return SlideRow(
+        slide_id=slide_id,
+        patient_id=record["patient_id"],
+        path=folder / record["path"],
+        mpp=_mpp(record.get("mpp", ""), f"{where}, slide {slide_id!r}"),
+        extra={name: value for name, value in record.items() if name not in known},
+    )
+
+
+def _mpp(text: str, where: str) -> float | None:
+    if not text:
+        return None
+    message = f"{where}: mpp must be a positive number (um per pixel) or empty, got {text!r}"
+    try:
+        mpp = float(text)
+    except ValueError as error:
+        raise ManifestError(message) from error
+    if not (isfinite(mpp) and mpp > 0):
+        raise ManifestError(message)
+    return mpp
+
+
+def _refuse_repeats(rows: list[SlideRow], path: Path) -> None:
+    counts = Counter(row.slide_id for row in rows)
+    repeated = [slide_id for slide_id, count in counts.items() if count > 1]
+    if repeated:
+        raise ManifestError(f"{path}: slide_id(s) {', '.join(repeated)} appear more than once")
+    ids_of_file: dict[Path, list[str]] = {}
+    for row in rows:
+        ids_of_file.setdefault(row.path.resolve(), []).append(row.slide_id)
+    shared = [f"{file} as {', '.join(ids)}" for file, ids in ids_of_file.items() if len(ids) > 1]
+    if shared:
+        raise ManifestError(f"{path}: one file under several slide_ids: {'; '.join(shared)}")
