@@ -1,0 +1,182 @@
+"""MHIM v1 on ABMIL against arrays of the published implementation (float64, dropout off)."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from mil.models.abmil import Abmil
+from mil.models.base import Step
+from mil.models.mhim import MaskDraws, MaskRules, Mhim, cosine_schedule, hard_tile_mask
+
+TOLERANCE = 1e-10
+WEIGHTS = {
+    "embedding.linear.weight": "emb_w",
+    "embedding.linear.bias": "emb_b",
+    "attention.V.weight": "att_1_w",
+    "attention.w.weight": "att_2_w",
+    "classifier.weight": "cls_w",
+    "classifier.bias": "cls_b",
+}
+
+
+def tensor(array):
+    return torch.from_numpy(np.asarray(array))
+
+
+def assert_close(ours, golden, what):
+    ours = ours.detach() if isinstance(ours, torch.Tensor) else tensor(ours)
+    difference = float((ours - tensor(golden)).abs().max())
+    assert difference <= TOLERANCE, f"{what}: max abs difference {difference}"
+
+
+@pytest.fixture
+def arrays(shared):
+    with np.load(shared / "golden" / "mhim_v1_abmil.npz") as archive:
+        return dict(archive)
+
+
+@pytest.fixture
+def bags(arrays):
+    """(setting, prefix) of every golden bag: ('HAM', 'HAM_N50_'), ..."""
+    matches = (re.fullmatch(r"(.+)_N(\d+)_x", name) for name in arrays)
+    found = [(m[1], f"{m[1]}_N{m[2]}_") for m in matches if m]
+    assert found
+    return found
+
+
+def weights(arrays, prefix):
+    return {ours: tensor(arrays[prefix + name]) for ours, name in WEIGHTS.items()}
+
+
+def build(arrays, setting, prefix):
+    """The method of one setting; temperatures and momentum are the paper's."""
+    cfg = {
+        name.removeprefix(f"{setting}_cfg_"): value
+        for name, value in arrays.items()
+        if name.startswith(f"{setting}_cfg_")
+    }
+    hidden_dim, dim = arrays[f"{setting}_student_emb_w"].shape
+    student = Abmil(
+        dim,
+        len(arrays[f"{setting}_student_cls_w"]),
+        hidden_dim=hidden_dim,
+        attention_dim=len(arrays[f"{setting}_student_att_1_w"]),
+        scoring="relu",
+        activation="relu",
+        embedding_bias=True,
+        attention_bias=False,
+        dropout=0.0,
+        initialisation="xavier",
+    ).double()
+    method = Mhim(
+        student,
+        rules=MaskRules(
+            random=float(cfg.get("mask_ratio", 0.0)),
+            low=float(cfg.get("mask_ratio_l", 0.0)),
+            high=float(cfg.get("mask_ratio_h", 0.0)),
+            high_share=float(cfg.get("mask_ratio_hr", 1.0)),
+        ),
+        high_schedule="cosine" if "mrh_sche" in cfg else "constant",
+        consistency_weight=float(arrays[f"{prefix}alpha"]),
+        student_temperature=1.0,
+        teacher_temperature=0.1,
+        momentum=0.9999,
+        momentum_schedule="constant",
+        teacher_dropout=False,
+    )
+    method.student.load_state_dict(weights(arrays, f"{setting}_student_"))
+    method.teacher.load_state_dict(weights(arrays, f"{setting}_teacher_"))
+    return method, cfg
+
+
+def rules_and_draws(method, cfg, arrays, prefix):
+    total = len(cfg["mrh_sche"]) if "mrh_sche" in cfg else 1
+    rules = method.rules_at(int(arrays[f"{prefix}iteration"]), total)
+    tiles = len(arrays[f"{prefix}x"])
+    # a permutation is absent where the rule takes none or all of its candidates
+    random = arrays.get(f"{prefix}perm_random", np.arange(tiles))
+    high = arrays.get(f"{prefix}perm_high", np.arange(rules.high_candidates(tiles)))
+    return rules, MaskDraws(random=tensor(random), high=tensor(high))
+
+
+def test_teacher_and_masks_equal_the_golden_arrays(arrays, bags):
+    for setting, prefix in bags:
+        method, cfg = build(arrays, setting, prefix)
+        bag = tensor(arrays[f"{prefix}x"])
+        teacher = method.teacher.pooled(bag)
+        assert_close(teacher.features, arrays[f"{prefix}teacher_feat"], f"{prefix}teacher_feat")
+        assert_close(teacher.attention, arrays[f"{prefix}teacher_attn"], f"{prefix}teacher_attn")
+        rules, draws = rules_and_draws(method, cfg, arrays, prefix)
+        assert_close(rules.high, arrays[f"{prefix}mask_ratio_h_used"], f"{prefix}ratio")
+        masked = hard_tile_mask(teacher.attention[0], rules, draws)
+        assert masked.nonzero()[:, 0].tolist() == arrays[f"{prefix}masked_ids"].tolist(), prefix
+        assert (~masked).nonzero()[:, 0].tolist() == arrays[f"{prefix}keep_ids"].tolist(), prefix
+
+
+def test_student_losses_and_inference_equal_the_golden_arrays(arrays, bags):
+    for setting, prefix in bags:
+        method, cfg = build(arrays, setting, prefix)
+        bag, label = tensor(arrays[f"{prefix}x"]), tensor(arrays[f"{prefix}label"])[None]
+        output = method.masked_output(bag, *rules_and_draws(method, cfg, arrays, prefix))
+        assert output.weights.tolist() == [1.0]
+        assert_close(output.heads, arrays[f"{prefix}student_logits"], f"{prefix}student_logits")
+        task_loss = functional.cross_entropy(output.heads, label)
+        assert_close(task_loss, arrays[f"{prefix}loss_ce"], f"{prefix}loss_ce")
+        consistency = output.penalty / float(arrays[f"{prefix}alpha"])
+        assert_close(consistency, arrays[f"{prefix}loss_cons"], f"{prefix}loss_cons")
+        total = task_loss + output.penalty
+        assert_close(total, arrays[f"{prefix}loss_total"], f"{prefix}loss_total")
+        inference = method.eval()(bag).logits[None]
+        assert_close(inference, arrays[f"{prefix}test_logits"], f"{prefix}test_logits")
+
+
+def test_gradients_one_adam_step_and_ema_equal_the_golden_arrays(arrays, bags):
+    stepped = [(s, prefix) for s, prefix in bags if f"{prefix}grad_emb_w" in arrays]
+    assert stepped
+    for setting, prefix in stepped:
+        method, cfg = build(arrays, setting, prefix)
+        # the published optimiser; the teacher is among the parameters, and must not move by it
+        adam = torch.optim.Adam(method.parameters(), lr=2e-4, weight_decay=1e-5)
+        bag, label = tensor(arrays[f"{prefix}x"]), tensor(arrays[f"{prefix}label"])[None]
+        output = method.masked_output(bag, *rules_and_draws(method, cfg, arrays, prefix))
+        (functional.cross_entropy(output.heads, label) + output.penalty).backward()
+        student = dict(method.student.named_parameters())
+        for ours, name in WEIGHTS.items():
+            assert_close(student[ours].grad, arrays[f"{prefix}grad_{name}"], f"{prefix}{name}")
+        adam.step()
+        method.after_update(Step(index=0, total=1, generator=torch.Generator()))
+        teacher = dict(method.teacher.named_parameters())
+        for ours, name in WEIGHTS.items():
+            after = arrays[f"{prefix}student_after_{name}"]
+            assert_close(student[ours], after, f"{prefix}student_after_{name}")
+            after = arrays[f"{prefix}teacher_after_{name}"]
+            assert_close(teacher[ours], after, f"{prefix}teacher_after_{name}")
+            assert teacher[ours].grad is None
+
+
+def test_recorded_mask_schedules_are_the_cosine(arrays):
+    recorded = [name for name in arrays if name.endswith("_cfg_mrh_sche")]
+    assert recorded
+    for name in recorded:
+        start = float(arrays[name.replace("mrh_sche", "mask_ratio_h")])
+        total = len(arrays[name])
+        ours = [cosine_schedule(start, 0.0, index=i, total=total) for i in range(total)]
+        assert_close(np.array(ours), arrays[name], name)
+
+
+def test_cosine_schedules_equal_the_golden_arrays(shared):
+    """Names say start, end and length: mask_ratio_h_0p02_to_0_T70."""
+    with np.load(shared / "golden" / "schedules.npz") as archive:
+        schedules = dict(archive)
+    assert schedules
+    for name, golden in schedules.items():
+        match = re.fullmatch(r".+_([\dp]+)_to_([\dp]+)_T(\d+)", name)
+        assert match, name
+        start, end = (float(text.replace("p", ".")) for text in match.group(1, 2))
+        total = int(match[3])
+        assert len(golden) == total
+        ours = [cosine_schedule(start, end, index=i, total=total) for i in range(total)]
+        assert_close(np.array(ours), golden, name)
