@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
-from skimage.draw import polygon2mask
+from shapely import Polygon
 
 from preprocessing.artefacts import whole_file
 from preprocessing.errors import StoreError
@@ -14,8 +15,6 @@ from preprocessing.errors import StoreError
 Ring = NDArray[np.float64]
 Outline = list[Ring]
 """A polygon in level-0 px: its shell (M, 2) of (x, y), then its holes."""
-
-_CELLS_PER_TILE = 16  # raster cells along a tile's side: shares are good to about two percent
 
 
 def write_outlines(outlines: list[Outline], path: Path, *, name: str) -> None:
@@ -63,43 +62,20 @@ def _polygons(geometry: dict[str, Any]) -> list[Any]:
 def share_inside(
     outlines: list[Outline], coords_px0: NDArray[Any], tile_px0: tuple[float, float]
 ) -> NDArray[np.float64]:
-    """(N,) the share of each tile's area inside the outlines; `coords_px0` (N, 2) top-left."""
-    share = np.zeros(len(coords_px0))
-    for outline in outlines:
-        share += _share_inside_one(outline, coords_px0, tile_px0)
-    return np.clip(share, 0, 1)
+    """(N,) the share of each tile's area inside the outlines; `coords_px0` (N, 2) top-left.
 
-
-def _share_inside_one(
-    outline: Outline, coords_px0: NDArray[Any], tile_px0: tuple[float, float]
-) -> NDArray[np.float64]:
-    """The outline is drawn in its own window; a tile is then a difference of four sums."""
-    cell_px0 = np.asarray(tile_px0, dtype=np.float64) / _CELLS_PER_TILE
-    rings = [ring / cell_px0 for ring in outline]
-    origin = np.floor(rings[0].min(axis=0))
-    columns, rows = np.ceil(rings[0].max(axis=0) - origin).astype(int) + 1
-    filled = [polygon2mask((rows, columns), (ring - origin - 0.5)[:, ::-1]) for ring in rings]
-    inside = filled[0]
-    for hole in filled[1:]:
-        inside &= ~hole
-    integral = np.zeros((rows + 1, columns + 1), dtype=np.int64)
-    integral[1:, 1:] = inside.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
-    first = np.asarray(coords_px0, dtype=np.float64).reshape(-1, 2) / cell_px0 - origin
-    last = first + _CELLS_PER_TILE
-    area = _area_to(integral, last[:, 0], last[:, 1]) + _area_to(integral, first[:, 0], first[:, 1])
-    area -= _area_to(integral, last[:, 0], first[:, 1])
-    area -= _area_to(integral, first[:, 0], last[:, 1])
-    return area / _CELLS_PER_TILE**2
-
-
-def _area_to(
-    integral: NDArray[np.int64], x: NDArray[np.float64], y: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The integral image at fractional corners: bilinear is exact, a cell being all or nothing."""
-    rows, columns = integral.shape
-    x, y = np.clip(x, 0, columns - 1), np.clip(y, 0, rows - 1)
-    column, row = np.minimum(x.astype(int), columns - 2), np.minimum(y.astype(int), rows - 2)
-    u, v = x - column, y - row
-    above = (1 - u) * integral[row, column] + u * integral[row, column + 1]
-    below = (1 - u) * integral[row + 1, column] + u * integral[row + 1, column + 1]
-    return (1 - v) * above + v * below
+    Where outlines overlap they count once; what a ring that crosses itself encloses is inside.
+    """
+    polygons = [Polygon(outline[0], outline[1:]) for outline in outlines]
+    # "structure" keeps holes holes where they touch their shell
+    valid = [shapely.make_valid(p, method="structure", keep_collapsed=False) for p in polygons]
+    union = shapely.union_all(valid)
+    shapely.prepare(union)
+    x, y = np.asarray(coords_px0, dtype=np.float64).T
+    tiles = shapely.box(x, y, x + tile_px0[0], y + tile_px0[1])
+    share = shapely.contains(union, tiles).astype(np.float64)
+    # Only tiles on an edge need an intersection, which costs far more than the two tests.
+    edge = shapely.intersects(union, tiles) & (share == 0)
+    area = shapely.area(shapely.intersection(union, tiles[edge]))
+    share[edge] = area / (tile_px0[0] * tile_px0[1])
+    return share
