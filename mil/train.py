@@ -1,0 +1,200 @@
+"""One training loop that knows neither method nor task, exact under resume.
+
+loss = sum over heads of weight x task loss over the step's bags + mean penalty of the bags.
+
+The epoch with the lowest validation loss is kept. After every epoch the whole state (weights,
+optimiser, generators, best weights) goes to a file, so that a killed run, started again, ends with
+the weights of an uninterrupted one (on the CPU, with the same number of threads).
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mil.bags import SlideFeatures
+from mil.config import TrainConfig
+from mil.models.base import MilMethod, Step
+from mil.tasks.base import Task
+from preprocessing.artefacts import whole_file
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bags of one part of a fold: `table` as Cohort.bags makes it, `encoded` its targets."""
+
+    table: pd.DataFrame
+    encoded: Tensor
+    features: SlideFeatures
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def bag(self, index: int, device: torch.device) -> Tensor:
+        return self.features.bag(self.table["slide_ids"].iloc[index]).to(device)
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def train_method(
+    method: MilMethod,
+    task: Task,
+    parts: tuple[Part, Part],
+    *,
+    config: TrainConfig,
+    state_dir: Path,
+    run_id: str,
+) -> pd.DataFrame:
+    """Trains `method` in place, its baseline stage first if it has one; returns the history.
+
+    `parts` are training and validation; `run_id` names the data and settings, and a state file of
+    another run is not resumed.
+    """
+    device = pick_device(config.device)
+    histories = []
+    baseline = method.baseline()
+    if baseline is not None:
+        path = state_dir / "baseline.state.pt"
+        history = _Stage(baseline.to(device), task, parts, config).run(path, f"{run_id}-baseline")
+        histories.append(history.assign(stage="baseline"))
+        method.adopt(baseline)
+    history = _Stage(method.to(device), task, parts, config).run(
+        state_dir / "main.state.pt", run_id
+    )
+    histories.append(history.assign(stage="main"))
+    return pd.concat(histories, ignore_index=True)
+
+
+class _Stage:
+    """One model trained from where its state file stands to the end."""
+
+    def __init__(
+        self, method: MilMethod, task: Task, parts: tuple[Part, Part], config: TrainConfig
+    ) -> None:
+        self.method, self.task, self.config = method, task, config
+        self.train, self.validation = parts
+        self.device = next(method.parameters()).device
+        trainable = [p for p in method.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(
+            trainable, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.generator = torch.Generator(device=self.device).manual_seed(config.seed)
+        self.order_generator = torch.Generator().manual_seed(config.seed)
+        self.epoch = 0
+        self.history: list[dict[str, float]] = []
+        self.best_loss = math.inf
+        self.best_epoch = -1
+        self.best_weights = _copy(method.state_dict())
+
+    def run(self, state_path: Path, run_id: str) -> pd.DataFrame:
+        torch.manual_seed(self.config.seed)  # dropout
+        if state_path.exists():
+            self._load(state_path, run_id)
+        progress = tqdm(range(self.config.epochs), initial=self.epoch, unit="epoch", leave=False)
+        while not self._finished():
+            self._one_epoch()
+            progress.update()
+            progress.set_postfix(self.history[-1], refresh=False)
+            self._save(state_path, run_id)
+        progress.close()
+        self.method.load_state_dict(self.best_weights)
+        return pd.DataFrame(self.history)
+
+    def _finished(self) -> bool:
+        stale = self.epoch - 1 - self.best_epoch
+        early = self.epoch >= self.config.min_epochs and stale >= self.config.patience
+        return early or self.epoch >= self.config.epochs
+
+    def _one_epoch(self) -> None:
+        rate = 0.5 * (1 + math.cos(math.pi * self.epoch / self.config.epochs))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * rate
+        order = torch.randperm(len(self.train), generator=self.order_generator)
+        batches = order.split(self.config.bags_per_step)
+        self.method.train()
+        losses = [
+            self._one_step(batch, index + self.epoch * len(batches), len(batches))
+            for index, batch in enumerate(batches)
+        ]
+        validation_loss = self._validation_loss()
+        if validation_loss < self.best_loss:
+            self.best_loss, self.best_epoch = validation_loss, self.epoch
+            self.best_weights = _copy(self.method.state_dict())
+        row = {"epoch": self.epoch, "train_loss": sum(losses) / len(losses)}
+        self.history.append({**row, "validation_loss": validation_loss})
+        self.epoch += 1
+
+    def _one_step(self, batch: Tensor, index: int, steps_per_epoch: int) -> float:
+        step = Step(index, steps_per_epoch * self.config.epochs, self.generator)
+        bags = [self.train.bag(int(i), self.device) for i in batch]
+        outputs = [self.method.training_output(bag, step) for bag in bags]
+        heads = torch.stack([out.heads for out in outputs], dim=1)  # heads, bags, outputs
+        encoded = self.train.encoded[batch].to(self.device)
+        loss = torch.stack([out.penalty for out in outputs]).mean()
+        for weight, logits in zip(outputs[0].weights, heads, strict=True):
+            loss = loss + weight * self.task.loss(logits, encoded)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.method.after_update(step)
+        return float(loss.detach())
+
+    def _validation_loss(self) -> float:
+        logits = answer(self.method, self.validation)
+        return float(self.task.loss(logits, self.validation.encoded))
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "best_loss": self.best_loss,
+            "best_epoch": self.best_epoch,
+            "history": self.history,
+        }
+
+    def _save(self, path: Path, run_id: str) -> None:
+        state = {
+            **self._state(),
+            "run_id": run_id,
+            "weights": self.method.state_dict(),
+            "best_weights": self.best_weights,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "order_generator": self.order_generator.get_state(),
+            "dropout_generator": torch.get_rng_state(),
+        }
+        with whole_file(path) as partial:
+            torch.save(state, partial)
+
+    def _load(self, path: Path, run_id: str) -> None:
+        state = torch.load(path, weights_only=True, map_location=self.device)
+        if state["run_id"] != run_id:
+            return
+        for name in self._state():
+            setattr(self, name, state[name])
+        self.method.load_state_dict(state["weights"])
+        self.best_weights = state["best_weights"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self.order_generator.set_state(state["order_generator"].cpu())
+        torch.set_rng_state(state["dropout_generator"].cpu())
+
+
+@torch.inference_mode()
+def answer(method: MilMethod, part: Part) -> Tensor:
+    """Logits (bags, outputs) of the unmasked bags, on the CPU."""
+    device = next(method.parameters()).device
+    method.eval()
+    return torch.stack([method(part.bag(i, device)).logits for i in range(len(part))]).cpu()
+
+
+def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in weights.items()}
