@@ -35,7 +35,7 @@ class TileOrigin:
 
 
 @dataclass(frozen=True)
-class SlideFeatures:
+class CohortFeatures:
     """The usable tiles of some slides, by slide id, and where they come from."""
 
     tiles: dict[str, Tensor]
@@ -52,7 +52,7 @@ class SlideFeatures:
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).float()
 
 
-def load_features(features_dir: Path, slide_ids: Iterable[str], encoder: str) -> SlideFeatures:
+def load_features(features_dir: Path, slide_ids: Iterable[str], encoder: str) -> CohortFeatures:
     """Reads the stores of `slide_ids`; refuses different encoders, weights or tile sizes."""
     tiles: dict[str, Tensor] = {}
     fingerprints: dict[str, str] = {}
@@ -67,8 +67,10 @@ def load_features(features_dir: Path, slide_ids: Iterable[str], encoder: str) ->
                 "extract all slides of a cohort with the same settings"
             )
         usable = torch.from_numpy(store.usable)
+        if not usable.any():
+            raise StoreError(f"slide {slide_id!r}: not one tile of it could be read; leave it out")
         tiles[slide_id] = torch.from_numpy(store.features(encoder))[usable]
         fingerprints[slide_id] = store.provenance.slide_fingerprint
     if origin is None:
         raise StoreError(f"no slide to read features of in {features_dir}")
-    return SlideFeatures(tiles, fingerprints, origin)
+    return CohortFeatures(tiles, fingerprints, origin)

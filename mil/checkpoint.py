@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from mil.bags import TileOrigin
+from mil.heatmaps.scores import CohortScale
 from mil.models.base import MilMethod
 from mil.models.build import build_method
 from mil.models.config import MethodConfig
@@ -24,27 +25,30 @@ _METHOD: TypeAdapter[MethodConfig] = TypeAdapter(MethodConfig)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model, the task it answers, the tiles it understands, and a label for captions."""
+    """A model, the task it answers, the tiles it understands, a label and a scale for its maps."""
 
     method: MilMethod
     task: Task
     origin: TileOrigin
     label: str
+    scale: CohortScale
     notes: dict[str, Any]
 
 
 def save_checkpoint(checkpoint: Checkpoint, config: MethodConfig, dim: int, path: Path) -> None:
     header = {
+        "format": FORMAT,
         "method": config.model_dump(mode="json"),
         "dim": dim,
         "task": checkpoint.task.state(),
         "origin": asdict(checkpoint.origin),
         "label": checkpoint.label,
+        "scale": asdict(checkpoint.scale),
         "notes": checkpoint.notes,
     }
     weights = {k: v.detach().cpu().contiguous() for k, v in checkpoint.method.state_dict().items()}
     with whole_file(path) as partial:
-        save_file(weights, partial, metadata={"format": FORMAT, "histomil": json.dumps(header)})
+        save_file(weights, partial, metadata={"histomil": json.dumps(header)})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -55,19 +59,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error}") from error
-    if metadata.get("format") != FORMAT:
+    header = json.loads(metadata.get("histomil", "{}"))
+    if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is no histomil checkpoint: expected format {FORMAT!r}, found "
-            f"{metadata.get('format')!r}"
+            f"{header.get('format')!r}"
         )
-    header = json.loads(metadata["histomil"])
     task = restore_task(header["task"])
     method = build_method(
         _METHOD.validate_python(header["method"]), dim=header["dim"], outputs=task.outputs
     )
     method.load_state_dict(weights)
     origin = TileOrigin(**header["origin"])
-    return Checkpoint(method.eval(), task, origin, header["label"], header["notes"])
+    scale = CohortScale(**header["scale"])
+    return Checkpoint(method.eval(), task, origin, header["label"], scale, header["notes"])
 
 
 def refuse_other_origin(checkpoint: Checkpoint, origin: TileOrigin, path: Path) -> None:

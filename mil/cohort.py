@@ -84,7 +84,13 @@ def refuse_disagreement(slides: pd.DataFrame, columns: tuple[str, ...]) -> None:
 def _read_labels(labels: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     if not labels.is_file():
         raise CohortError(f"the label table {labels} does not exist")
-    table = pd.read_csv(labels, dtype=str)  # ids keep leading zeros; targets are parsed by the task
+    try:
+        # Ids keep leading zeros, and only an empty cell is a missing value: 'None' may be a grade.
+        table = pd.read_csv(labels, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
+        raise CohortError(f"{labels}: expected a CSV in UTF-8, got {error}") from error
+    table = table.rename(columns=str.strip).apply(lambda column: column.str.strip())
+    table = table.mask(table == "")
     if not {"slide_id", "patient_id"} & set(table.columns):
         raise CohortError(
             f"{labels}: expected a column slide_id or patient_id, found {list(table.columns)}"
@@ -92,6 +98,8 @@ def _read_labels(labels: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     lacking = [c for c in columns if c not in table.columns]
     if lacking:
         raise CohortError(f"{labels}: no column {lacking}; it has {list(table.columns)}")
+    for column in columns:  # spreadsheets write 1 as 1.0 where the column has empty cells
+        table[column] = table[column].str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)
     return table
 
 
@@ -108,7 +116,8 @@ def _refuse_duplicates(
 
 
 def _refuse_other_patients(manifest: pd.DataFrame, table: pd.DataFrame, labels: Path) -> None:
-    both = manifest.merge(table[["slide_id", "patient_id"]], on="slide_id", suffixes=("", "_label"))
+    named = table[["slide_id", "patient_id"]].dropna()
+    both = manifest.merge(named, on="slide_id", suffixes=("", "_label"))
     torn = both.loc[both["patient_id"] != both["patient_id_label"], "slide_id"].tolist()
     if torn:
         raise CohortError(

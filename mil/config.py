@@ -15,14 +15,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import to_jsonable_python
 
 from mil.models.config import MethodConfig
 from mil.tasks.config import TaskConfig
 from preprocessing.config import PreprocessingConfig, Section
 from preprocessing.errors import ConfigError
 
+# Columns of the prediction tables; a target of such a name would be overwritten.
+RESERVED = {"fold", "part", "level", "id", "splits", "patient_id", "slide_id", "slide_ids"}
+RESERVED |= {"risk", "risk_cut", "risk_group"}
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class TruthConfig(Section):
+    """Outlines of what the positive answer should find; models never see them."""
+
+    folder: Path = Field(description="<slide_id>.geojson, polygons in openslide's level-0 pixels")
+    min_overlap: float = Field(
+        default=0.25, gt=0, le=1, description="share of a tile inside that makes it positive"
+    )
 
 
 class TaskSection(Section):
@@ -37,6 +50,17 @@ class TaskSection(Section):
         description="slide bags only: a patient's probability is the mean over slides (labels must "
         "agree), or the maximum of the positive class (a patient is positive if one slide is)",
     )
+    truth: TruthConfig | None = Field(
+        default=None, description="outlines to draw on the task's heatmaps and to score tiles by"
+    )
+
+    @model_validator(mode="after")
+    def _columns_are_not_ours(self) -> "TaskSection":
+        for column in self.target.columns:
+            if column in RESERVED or column.startswith(("prob_", "survival_")):
+                msg = f"column {column!r} is a name of the result tables; rename it"
+                raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _max_needs_a_positive_class(self) -> "TaskSection":
@@ -50,7 +74,7 @@ class SplitConfig(Section):
     """Patient-level stratified folds, each with a validation part inside its training part."""
 
     folds: int = Field(default=5, ge=2)
-    validation_share: float = Field(default=0.2, gt=0, lt=0.5)
+    validation_share: float = Field(default=0.2, gt=0, le=1 / 3)
     seed: int = 0
 
 
@@ -67,19 +91,6 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
-class HeatmapConfig(Section):
-    truth: Path | None = Field(
-        default=None,
-        description="folder of <slide_id>.geojson outlines to draw and to score against",
-    )
-    min_overlap: float = Field(
-        default=0.25,
-        gt=0,
-        le=1,
-        description="share of a tile inside an outline that makes it positive",
-    )
-
-
 class MilConfig(Section):
     labels: Path | None = Field(
         default=None, description="CSV keyed by slide_id or patient_id with the target columns"
@@ -88,7 +99,6 @@ class MilConfig(Section):
     methods: dict[Name, MethodConfig] = Field(default={})
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
-    heatmaps: HeatmapConfig = HeatmapConfig()
     bootstrap: int = Field(default=1000, ge=100, description="patient bootstrap resamples")
     apply: dict[Name, Path] = Field(
         default={}, description="trained checkpoints to paint this archive's slides with"
@@ -167,9 +177,9 @@ def _known_keys() -> set[str]:
     return keys
 
 
-def digest(*sections: BaseModel | Any) -> str:
-    """A short digest of configuration sections or JSON values, the same in every process."""
-    values = [s.model_dump(mode="json") if isinstance(s, BaseModel) else s for s in sections]
+def digest(*sections: Any) -> str:
+    """A short digest of sections, dataclasses or JSON values, the same in every process."""
+    values = to_jsonable_python(sections)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

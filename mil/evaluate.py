@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from mil.config import StudyConfig
+from mil.data import splits_path
 from mil.plots import kaplan_meier_figure, roc_figure
-from mil.statistics import bootstrap_intervals, metrics_for
+from mil.predictions import read_predictions
+from mil.splits import Splits, load_splits
+from mil.statistics import bootstrap_intervals, metrics_for, whole
 from mil.tasks.config import SurvivalConfig, TaskConfig
 from preprocessing.artefacts import whole_file
 from preprocessing.errors import CohortError
@@ -25,11 +29,11 @@ def evaluate_method(study: StudyConfig, task: str, method: str) -> pd.DataFrame:
         read_predictions(study.fold_dir(task, method, fold) / "predictions.csv")
         for fold in range(study.mil.split.folds)
     ]
+    _refuse_other_folds(folds, load_splits(splits_path(study, task)), f"{task}, {method}")
     if isinstance(target, SurvivalConfig):
         folds = [_with_risk_group(fold) for fold in folds]
     everything = pd.concat(folds, ignore_index=True)
-    test = everything[everything["part"] == "test"].drop(columns="part")
-    _refuse_twice_tested(test)
+    test = everything[everything["part"] == "test"].drop(columns=["part", "splits"])
     metrics = pd.concat(
         [_metric_rows(test[test["level"] == level], level, target, study) for level in LEVELS],
         ignore_index=True,
@@ -48,15 +52,6 @@ def evaluate_method(study: StudyConfig, task: str, method: str) -> pd.DataFrame:
     return metrics
 
 
-def read_predictions(path: Path) -> pd.DataFrame:
-    """Ids and labels stay text, so that '007' and '1' come back as they went."""
-    if not path.is_file():
-        raise CohortError(f"no predictions at {path}: train that fold first")
-    table = pd.read_csv(path, dtype=str)
-    numeric = [c for c in table if c == "risk" or str(c).startswith(("prob_", "survival_"))]
-    return table.astype({"fold": int, **dict.fromkeys(numeric, float)})
-
-
 def _with_risk_group(fold: pd.DataFrame) -> pd.DataFrame:
     """Adds risk_group: above or below the median risk of the fold's *training* patients."""
     training = fold[(fold["part"] == "train") & (fold["level"] == "patient")]
@@ -66,25 +61,33 @@ def _with_risk_group(fold: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _refuse_twice_tested(test: pd.DataFrame) -> None:
-    twice = test.loc[test.duplicated(["level", "id"]), "id"].tolist()
-    if twice:
-        raise CohortError(f"{twice[:5]} are tested in more than one fold: train all folds anew")
+def _refuse_other_folds(folds: list[pd.DataFrame], splits: Splits, where: str) -> None:
+    """Every fold's predictions are of the splits as they stand: no patient twice, none missing."""
+    for number, table in enumerate(folds):
+        tested = set(table.loc[table["part"] == "test", "patient_id"])
+        if set(table["splits"]) != {splits.fingerprint} or tested != set(splits.folds[number].test):
+            raise CohortError(
+                f"{where}, fold {number}: predictions are of other splits or other data than now; "
+                "train that fold anew"
+            )
 
 
 def _metric_rows(
     test: pd.DataFrame, level: str, target: TaskConfig, study: StudyConfig
 ) -> pd.DataFrame:
     """One row a metric over all folds, with its interval, and one row a metric and fold."""
-    metrics = metrics_for(target)
+    test = test.reset_index(drop=True)
+    metrics = metrics_for(test, target)
     intervals = bootstrap_intervals(test, metrics, resamples=study.mil.bootstrap)
+    fold = test["fold"].to_numpy()
     rows = []
     for name, metric in metrics.items():
         low, high = intervals[name]
-        rows.append(_row(level, name, "all", metric(test), test) | {"low": low, "high": high})
-        rows += [
-            _row(level, name, str(fold), metric(part), part) for fold, part in test.groupby("fold")
-        ]
+        everyone = whole(test)
+        rows.append(_row(level, name, "all", metric(everyone), test) | {"low": low, "high": high})
+        for number in np.unique(fold):
+            mine = everyone[fold == number]
+            rows.append(_row(level, name, str(number), metric(mine), test.iloc[mine]))
     return pd.DataFrame(rows)
 
 

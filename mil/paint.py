@@ -1,64 +1,96 @@
 """Heatmaps of a cohort: every slide painted by a model that never saw its patient, on one scale."""
 
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from mil.bags import TileOrigin
 from mil.checkpoint import Checkpoint, load_checkpoint, refuse_other_origin
-from mil.config import StudyConfig
-from mil.experiment import rows_with_features, splits_path
+from mil.config import StudyConfig, TruthConfig
+from mil.data import rows_with_features, slide_store, splits_path, task_cohort
 from mil.heatmaps.export import write_qupath_geojson
 from mil.heatmaps.render import Backdrop, render_heatmap
 from mil.heatmaps.scores import CohortScale, TileLayout, TileScores, score_slide
 from mil.heatmaps.tables import write_scale, write_tile_table
 from mil.splits import load_splits
 from preprocessing.artefacts import whole_file
-from preprocessing.errors import CohortError
+from preprocessing.errors import CohortError, ConfigError
 from preprocessing.manifest import SlideRow
 from preprocessing.outlines import Outline, read_outlines, share_inside
-from preprocessing.store import FeatureStore, open_store, store_path
+from preprocessing.store import FeatureStore
 
 ModelFor = Callable[[SlideRow], tuple[Path, str]]
 """The checkpoint that paints a slide, and a note on its role for the page."""
 
 
+def heatmap_dir(study: StudyConfig, task: str, method: str) -> Path:
+    return study.output / "heatmaps" / task / method
+
+
+def applied_dir(study: StudyConfig, name: str) -> Path:
+    return study.output / "applied" / name
+
+
 def paint_method(study: StudyConfig, task: str, method: str) -> None:
-    """Paints each slide by the fold that held its patient out; strangers to the folds by fold 0."""
+    """Paints each labelled slide by the fold that held its patient out."""
     splits = load_splits(splits_path(study, task))
+    models = study.fold_dir(task, method, 0).parent
+    paths = [models / f"fold{k}" / "checkpoint.safetensors" for k in range(len(splits.folds))]
 
     def model_for(row: SlideRow) -> tuple[Path, str]:
         fold = splits.fold_testing(row.patient_id)
-        note = "patient held out from this model" if fold is not None else "patient in no fold"
-        return study.fold_dir(task, method, fold or 0) / "checkpoint.safetensors", note
+        if fold is None:
+            raise CohortError(
+                f"slide {row.slide_id!r}: no fold of {task!r} tests patient {row.patient_id!r}; "
+                "make the splits anew"
+            )
+        return paths[fold], "patient held out from this model"
 
-    _paint(study, study.output / "heatmaps" / task / method, model_for)
+    labelled = set(task_cohort(study, task).slides.index)
+    rows = [row for row in rows_with_features(study) if row.slide_id in labelled]
+    folder = heatmap_dir(study, task, method)
+    _paint(study, rows, folder, (paths, model_for), truth=study.mil.tasks[task].truth)
 
 
 def paint_with(study: StudyConfig, name: str) -> None:
     """Paints every slide with the checkpoint that `mil.apply` names."""
     path = study.mil.apply[name]
-    _paint(study, study.output / "heatmaps" / "apply" / name, lambda _: (path, f"model {name}"))
+    models = ([path], lambda _: (path, f"model {name}"))
+    _paint(study, rows_with_features(study), applied_dir(study, name), models)
 
 
-def _paint(study: StudyConfig, folder: Path, model_for: ModelFor) -> None:
-    rows = rows_with_features(study)
+def _paint(
+    study: StudyConfig,
+    rows: list[SlideRow],
+    folder: Path,
+    models: tuple[list[Path], ModelFor],
+    *,
+    truth: TruthConfig | None = None,
+) -> None:
+    """`models` are all checkpoints that share the scale, and which of them paints a slide."""
     if not rows:
         raise CohortError(f"no slide of {study.preprocessing.manifest} has features to paint")
-    model = cache(load_checkpoint)
-    painted = [(row, *_score(study, row, model_for, model)) for row in tqdm(rows, unit="slide")]
-    scale = CohortScale.fit(scores for _, scores, _ in painted)
+    if truth is not None and not truth.folder.is_dir():
+        raise ConfigError(f"truth.folder: no folder {truth.folder}; correct it or leave it out")
+    _remove_strangers(folder, {row.slide_id for row in rows})
+    paths, model_for = models
+    checkpoints = {path: load_checkpoint(path) for path in paths}
+    scale = CohortScale.joint([checkpoint.scale for checkpoint in checkpoints.values()])
     write_scale(scale, folder / "scale.json")
-    for row, scores, note in tqdm(painted, unit="map"):
-        store = open_store(store_path(study.features_dir, row.slide_id))
-        rings = [ring for outline in _outlines(study, row.slide_id) or [] for ring in outline]
-        backdrop = Backdrop.of_store(store, lesions=rings)
+    predictions, tiles = [], []
+    for row in tqdm(rows, unit="map", mininterval=2):
+        path, note = model_for(row)
+        store = slide_store(study, row.slide_id)
+        scores = _score(study, checkpoints[path], path, store)
+        outlines = _outlines(truth, row.slide_id)
+        rings = [ring for outline in outlines or [] for ring in outline]
         write_tile_table(scores, folder / f"{row.slide_id}.csv")
         # QuPath counts from the corner of the scanned bounds where the file names them.
         bounds = store.provenance.bounds_px0
@@ -67,89 +99,92 @@ def _paint(study: StudyConfig, folder: Path, model_for: ModelFor) -> None:
             folder / f"{row.slide_id}.geojson",
             origin_px0=bounds[:2] if bounds else (0, 0),
         )
+        backdrop = Backdrop.of_store(store, lesions=rings)
         render_heatmap(scores, scale, backdrop, folder / f"{row.slide_id}.png", note=note)
-    predictions = pd.DataFrame(
-        [{"slide_id": r.slide_id, "model": s.model, **s.prediction} for r, s, _ in painted]
-    )
-    with whole_file(folder / "predictions.csv") as partial:
-        predictions.to_csv(partial, index=False)
-    if study.mil.heatmaps.truth is not None:
-        table = tile_metrics(study, [scores for _, scores, _ in painted])
-        with whole_file(folder / "tile_metrics.csv") as partial:
-            table.to_csv(partial, index=False)
+        predictions.append({"slide_id": row.slide_id, "model": scores.model, **scores.prediction})
+        if truth is not None and outlines is not None:
+            tiles.append(TruthTiles.of(scores, outlines, truth.min_overlap))
+    if truth is not None:
+        _write_csv(tile_metrics(tiles), folder / "tile_metrics.csv")
+    _write_csv(pd.DataFrame(predictions), folder / "predictions.csv")
 
 
-def _score(
-    study: StudyConfig, row: SlideRow, model_for: ModelFor, model: Callable[[Path], Checkpoint]
-) -> tuple[TileScores, str]:
-    path, note = model_for(row)
-    checkpoint = model(path)
-    store = open_store(store_path(study.features_dir, row.slide_id))
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    with whole_file(path) as partial:
+        table.to_csv(partial, index=False)
+
+
+def _remove_strangers(folder: Path, slide_ids: set[str]) -> None:
+    """Maps of slides that are no longer in the study, and what a killed run left half written."""
+    for path in [*folder.glob("*.png"), *folder.glob("*.geojson"), *folder.glob("*.csv")]:
+        if path.stem not in slide_ids:
+            path.unlink()
+
+
+def _score(study: StudyConfig, model: Checkpoint, path: Path, store: FeatureStore) -> TileScores:
     encoder = study.preprocessing.encoder.name
-    refuse_other_origin(checkpoint, TileOrigin.of(store, encoder), path)
-    scores = score_slide(
-        checkpoint.method,
-        checkpoint.task,
-        _usable_features(store, encoder),
+    refuse_other_origin(model, TileOrigin.of(store, encoder), path)
+    return score_slide(
+        model.method,
+        model.task,
+        torch.from_numpy(store.features(encoder)[store.usable]),
         layout=TileLayout.of_store(store),
-        label=checkpoint.label,
+        label=model.label,
     )
-    return scores, note
 
 
-def _usable_features(store: FeatureStore, encoder: str) -> torch.Tensor:
-    return torch.from_numpy(store.features(encoder)[store.usable])
-
-
-def _outlines(study: StudyConfig, slide_id: str) -> list[Outline] | None:
+def _outlines(truth: TruthConfig | None, slide_id: str) -> list[Outline] | None:
     """The slide's true outlines, None where nobody has drawn any."""
-    if study.mil.heatmaps.truth is None:
+    if truth is None or not (path := truth.folder / f"{slide_id}.geojson").is_file():
         return None
-    path = study.mil.heatmaps.truth / f"{slide_id}.geojson"
-    return read_outlines(path) if path.is_file() else None
+    return read_outlines(path)
 
 
-def tile_metrics(study: StudyConfig, painted: list[TileScores]) -> pd.DataFrame:
-    """AUROC of attention and evidence for tiles inside the outlines: per slide, and over all tiles.
+@dataclass(frozen=True)
+class TruthTiles:
+    """Tiles of one slide that are clearly inside an outline or clearly outside, with their scores.
 
     A tile is positive from `min_overlap` of its area on; tiles with less, but some, are left out.
-    Slides without positive tiles enter the pooled row alone, which spans the whole cohort.
     """
-    truths, kept = [], []
-    for scores in painted:
-        outlines = _outlines(study, scores.slide_id)
-        if outlines is not None:
-            truths.append(share_inside(outlines, scores.coords_px0, scores.tile_px0))
-            kept.append(scores)
+
+    slide_id: str
+    positive: NDArray[np.bool_]
+    evidence: NDArray[np.floating]
+    attention: NDArray[np.floating]
+
+    @classmethod
+    def of(cls, scores: TileScores, outlines: list[Outline], min_overlap: float) -> "TruthTiles":
+        share = share_inside(outlines, scores.coords_px0, scores.tile_px0)
+        positive = share >= min_overlap
+        clear = positive | (share == 0)
+        return cls(
+            scores.slide_id,
+            positive[clear],
+            scores.evidence[clear],
+            scores.relative_attention[clear],
+        )
+
+    @classmethod
+    def pooled(cls, slides: "list[TruthTiles]") -> "TruthTiles":
+        names = ("positive", "evidence", "attention")
+        return cls("(all tiles)", *(np.concatenate([getattr(s, n) for s in slides]) for n in names))
+
+    def auroc(self, values: NDArray[np.floating]) -> float:
+        both = 0 < self.positive.sum() < len(self.positive)
+        return float(roc_auc_score(self.positive, values)) if both else float("nan")
+
+
+def tile_metrics(slides: list[TruthTiles]) -> pd.DataFrame:
+    """AUROC of evidence and attention for single tiles: per slide, and pooled over all tiles."""
     rows = [
-        _tile_row(s.slide_id, share, s.attention, s.evidence, study)
-        for s, share in zip(kept, truths, strict=True)
+        {
+            "slide_id": s.slide_id,
+            "tiles": len(s.positive),
+            "positive_tiles": int(s.positive.sum()),
+            "auroc_evidence": s.auroc(s.evidence),
+            "auroc_attention": s.auroc(s.attention),
+        }
+        for s in [*slides, *([TruthTiles.pooled(slides)] if slides else [])]
     ]
-    if kept:
-        attention = np.concatenate([s.relative_attention for s in kept])
-        evidence = np.concatenate([s.evidence for s in kept])
-        rows.append(_tile_row("(all tiles)", np.concatenate(truths), attention, evidence, study))
-    return pd.DataFrame(rows)
-
-
-def _tile_row(
-    slide_id: str,
-    share: np.ndarray,
-    attention: np.ndarray,
-    evidence: np.ndarray,
-    study: StudyConfig,
-) -> dict[str, object]:
-    positive = share >= study.mil.heatmaps.min_overlap
-    clear = positive | (share == 0)
-    both = positive.any() and (clear & ~positive).any()
-
-    def area(values: np.ndarray) -> float:
-        return float(roc_auc_score(positive[clear], values[clear])) if both else float("nan")
-
-    return {
-        "slide_id": slide_id,
-        "tiles": int(clear.sum()),
-        "positive_tiles": int(positive.sum()),
-        "auroc_evidence": area(evidence),
-        "auroc_attention": area(attention),
-    }
+    columns = ["slide_id", "tiles", "positive_tiles", "auroc_evidence", "auroc_attention"]
+    return pd.DataFrame(rows, columns=columns)

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from mil.statistics import auroc
+from mil.statistics import classes_of, metrics_for, whole
 from mil.tasks.config import ClassificationConfig, SurvivalConfig
 
 GROUP_COLOURS = {"low": "#2a6f97", "high": "#c1440e"}
@@ -27,12 +27,12 @@ def roc_figure(test: pd.DataFrame, target: ClassificationConfig, path: Path, *, 
     """Pooled test ROC of slides and of patients, for the positive class or each class."""
     figure = _figure(4.6, 4.4)
     axes = figure.add_subplot()
-    classes = [c.removeprefix("prob_") for c in map(str, test.columns) if c.startswith("prob_")]
     for level, style in (("slide", "-"), ("patient", "--")):
         table = test[test["level"] == level]
-        for name in [target.positive] if target.positive else classes:
+        for name in [target.positive] if target.positive else classes_of(table):
             false_rate, true_rate, _ = roc_curve(table[target.label] == name, table[f"prob_{name}"])
-            area = auroc(table, label=target.label, positive=name)
+            asked = target.model_copy(update={"positive": name})
+            area = metrics_for(table, asked)["auroc"](whole(table))
             axes.plot(
                 false_rate, true_rate, style, label=f"{name}, {level}s (n={len(table)}): {area:.3f}"
             )
@@ -65,11 +65,10 @@ def kaplan_meier_figure(
     if len(groups) == 2:
         high = patients["risk_group"] == "high"
         test = logrank_test(time[high], time[~high], event[high], event[~high])
-        curves.text(
-            0.98, 0.95, f"log-rank p = {test.p_value:.2g}", transform=curves.transAxes, ha="right"
-        )
+        note = f"log-rank p = {test.p_value:.2g} (folds pooled)"
+        curves.text(0.98, 0.95, note, transform=curves.transAxes, ha="right")
     _numbers_at_risk(counts, time, patients["risk_group"], groups, ticks=curves.get_xticks())
-    counts.set_xlabel(f"time ({target.time})")
+    counts.set_xlabel(target.time)
     figure.savefig(path)
 
 

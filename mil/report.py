@@ -10,11 +10,12 @@ import pandas as pd
 from mil.config import StudyConfig
 from mil.evaluate import evaluation_dir
 from mil.heatmaps.tables import read_scale
+from mil.paint import applied_dir, heatmap_dir
 from preprocessing.artefacts import whole_file
 from preprocessing.process_list import read_process_list
 
 METRIC_NAMES = {
-    "auroc": "AUROC",
+    "auroc": "AUROC (folds pooled)",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
     "c_index": "Harrell's C (mean of folds)",
@@ -38,7 +39,7 @@ def write_report(study: StudyConfig) -> Path:
         folds=study.mil.split.folds,
         bootstrap=study.mil.bootstrap,
         tasks=[_task(study, task) for task in study.mil.tasks],
-        applied=[_maps(study, "apply", name) for name in study.mil.apply],
+        applied=[_maps(study, name, applied_dir(study, name)) for name in study.mil.apply],
     )
     path = study.output / "report.html"
     with whole_file(path) as partial:
@@ -60,7 +61,7 @@ def _task(study: StudyConfig, task: str) -> dict[str, object]:
             (method, [_interval(row) for row in t.itertuples()]) for method, t in tables.items()
         ],
         "figures": {m: _link(study, path) for m, path in figures.items()},
-        "maps": [_maps(study, task, method) for method in study.mil.methods],
+        "maps": [_maps(study, m, heatmap_dir(study, task, m)) for m in study.mil.methods],
     }
 
 
@@ -69,22 +70,22 @@ def _interval(row: object) -> str:
     return f"{value:.3f} ({low:.3f}–{high:.3f})"
 
 
-def _maps(study: StudyConfig, task: str, method: str) -> dict[str, object]:
-    folder = study.output / "heatmaps" / task / method
+def _maps(study: StudyConfig, name: str, folder: Path) -> dict[str, object]:
     tile_table = folder / "tile_metrics.csv"
     pooled = None
-    if tile_table.is_file():
-        table = pd.read_csv(tile_table)
+    table = pd.read_csv(tile_table) if tile_table.is_file() else pd.DataFrame()
+    if len(table):
         per_slide = table[table["slide_id"] != "(all tiles)"]
         pooled = {
             "all": table[table["slide_id"] == "(all tiles)"].iloc[0].to_dict(),
             "median": per_slide[["auroc_evidence", "auroc_attention"]].median().to_dict(),
             "slides": int(per_slide["auroc_evidence"].notna().sum()),
         }
+    painted = pd.read_csv(folder / "predictions.csv", dtype=str)["slide_id"]
     return {
-        "name": method,
+        "name": name,
         "scale": read_scale(folder / "scale.json"),
-        "images": [(p.stem, _link(study, p)) for p in sorted(folder.glob("*.png"))],
+        "images": [(s, _link(study, folder / f"{s}.png")) for s in sorted(painted)],
         "tile_metrics": pooled,
     }
 

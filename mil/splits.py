@@ -3,9 +3,9 @@
 import hashlib
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from preprocessing.artefacts import whole_file
 from preprocessing.errors import CohortError
+
+PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,15 @@ class Fold:
     test: tuple[str, ...]
 
     def parts(self) -> dict[str, tuple[str, ...]]:
-        return {"train": self.train, "validation": self.validation, "test": self.test}
+        return {part: getattr(self, part) for part in PARTS}
 
 
 @dataclass(frozen=True)
 class Splits:
-    folds: tuple[Fold, ...]
+    """`data` is a digest of the labels and tiles that the folds were made for."""
 
-    parts: ClassVar = ("train", "validation", "test")
+    folds: tuple[Fold, ...]
+    data: str = ""
 
     def __post_init__(self) -> None:
         """Refuses a patient in two parts of one fold, or in the test part of two folds."""
@@ -61,32 +64,69 @@ class Splits:
 
 
 def make_splits(
-    bags: pd.DataFrame, strata: pd.Series, *, folds: int, validation_share: float, seed: int
+    bags: pd.DataFrame,
+    candidates: Sequence[pd.Series],
+    *,
+    folds: int,
+    validation_share: float,
+    seed: int,
+    data: str = "",
 ) -> Splits:
-    """Folds over the patients of `bags` (column patient_id), balanced by `strata`, one per bag."""
-    patients_per_stratum = bags["patient_id"].groupby(strata).nunique()
+    """Folds over the patients of `bags` (column patient_id), balanced by strata, one per bag.
+
+    The first of the `candidates` is taken whose every stratum has patients for each fold.
+    """
     needed = max(folds, 3)  # one each for train, validation and test at the very least
-    scarce = patients_per_stratum[patients_per_stratum < needed]
-    if len(scarce):
+    strata = _first_that_fits(bags, candidates, needed)
+    if strata is None:
+        counts = _patients_per_stratum(bags, candidates[-1])
+        scarce = counts[counts < needed].items()
         raise CohortError(
             f"{folds} folds need at least {needed} patients in every stratum, but "
-            + ", ".join(f"{name!r} has {count}" for name, count in scarce.items())
+            + ", ".join(f"{name!r} has {count}" for name, count in scarce)
             + "; use fewer folds, or merge or drop the rare class"
         )
     made = []
     for rest, test in _group_folds(bags, strata, n_splits=folds, seed=seed):
-        # sklearn refuses more folds than the largest stratum has members
-        inner_folds = min(round(1 / validation_share), strata.iloc[rest].value_counts().max())
-        inner = _group_folds(bags.iloc[rest], strata.iloc[rest], n_splits=inner_folds, seed=seed)
-        train, validation = inner[0]
+        remaining = bags.iloc[rest]
+        inner = [candidate.iloc[rest] for candidate in candidates]
+        train, validation = _inner_fold(remaining, inner, share=validation_share, seed=seed)
         made.append(
             Fold(
-                train=_patients(bags.iloc[rest].iloc[train]),
-                validation=_patients(bags.iloc[rest].iloc[validation]),
+                train=_patients(remaining.iloc[train]),
+                validation=_patients(remaining.iloc[validation]),
                 test=_patients(bags.iloc[test]),
             )
         )
-    return Splits(tuple(made))
+    return Splits(tuple(made), data)
+
+
+def _inner_fold(
+    bags: pd.DataFrame, candidates: Sequence[pd.Series], *, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows for training and for validation, about `share` of the patients.
+
+    Where even the coarsest strata have too few patients for that share, validation takes more, so
+    that training keeps patients of every stratum.
+    """
+    wanted = round(1 / share)
+    strata = _first_that_fits(bags, candidates, wanted)
+    if strata is None:
+        strata = candidates[-1]
+        wanted = max(2, int(_patients_per_stratum(bags, strata).min()))
+    return _group_folds(bags, strata, n_splits=wanted, seed=seed)[0]
+
+
+def _first_that_fits(
+    bags: pd.DataFrame, candidates: Sequence[pd.Series], patients: int
+) -> pd.Series | None:
+    """The first strata of which each has at least so many patients."""
+    fits = (s for s in candidates if _patients_per_stratum(bags, s).min() >= patients)
+    return next(fits, None)
+
+
+def _patients_per_stratum(bags: pd.DataFrame, strata: pd.Series) -> pd.Series:
+    return bags["patient_id"].groupby(strata).nunique()
 
 
 def _group_folds(
@@ -124,9 +164,14 @@ def save_splits(splits: Splits, path: Path) -> None:
 
 
 def load_splits(path: Path) -> Splits:
-    content = json.loads(path.read_text())
-    folds = tuple(Fold(**{k: tuple(v) for k, v in fold.items()}) for fold in content["folds"])
-    splits = Splits(folds)
+    try:
+        content = json.loads(path.read_text())
+        folds = tuple(Fold(**{k: tuple(v) for k, v in fold.items()}) for fold in content["folds"])
+        splits = Splits(folds, content["data"])
+    except FileNotFoundError as error:
+        raise CohortError(f"no splits at {path}: run split first") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CohortError(f"{path} holds no splits ({error!r}): make them anew") from error
     if splits.fingerprint != content["fingerprint"]:
         raise CohortError(
             f"{path} was edited: its folds have fingerprint {splits.fingerprint}, it says "

@@ -1,7 +1,8 @@
 """Metrics of test predictions with patient-bootstrap intervals.
 
-Every function takes a table of test predictions of one level (slide or patient): columns fold,
-patient_id, the target columns, and `prob_<class>` or `risk`.
+Tables hold the test predictions of one level (slide or patient): columns fold, patient_id, the
+target columns, and `prob_<class>` or `risk`. A metric maps rows of such a table, some of them
+possibly more than once, to a number; it is NaN where it is undefined.
 """
 
 from collections.abc import Callable
@@ -9,72 +10,87 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from lifelines.utils import concordance_index
-from sklearn.metrics import f1_score, recall_score, roc_auc_score
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
-from mil.tasks.config import SurvivalConfig, TaskConfig
+from mil.tasks.columns import survival_columns
+from mil.tasks.config import ClassificationConfig, SurvivalConfig, TaskConfig
 
-Metric = Callable[[pd.DataFrame], float]
+Rows = NDArray[np.intp]
+Metric = Callable[[Rows], float]
 
 
-def metrics_for(target: TaskConfig) -> dict[str, Metric]:
-    """The metrics of a target, by name; each gives NaN where it is undefined."""
+def metrics_for(table: pd.DataFrame, target: TaskConfig) -> dict[str, Metric]:
+    """The metrics of a target, by name."""
     if isinstance(target, SurvivalConfig):
-        return {"c_index": lambda table: harrell_c(table, time=target.time, event=target.event)}
-    label, positive = target.label, target.positive
-    return {
-        "auroc": lambda table: auroc(table, label=label, positive=positive),
-        "balanced_accuracy": lambda table: balanced_accuracy(table, label=label),
-        "macro_f1": lambda table: macro_f1(table, label=label),
-    }
+        return {"c_index": _harrell_c(table, target)}
+    return _classification_metrics(table, target)
 
 
-def auroc(table: pd.DataFrame, *, label: str, positive: str | None) -> float:
-    """AUROC of the positive class; without one, the mean over classes of one against the rest."""
-    if positive is not None:
-        return _binary_auroc(table[label] == positive, table[f"prob_{positive}"])
-    each = [_binary_auroc(table[label] == c, table[f"prob_{c}"]) for c in _classes(table)]
-    return float(np.mean(each))
+def whole(table: pd.DataFrame) -> Rows:
+    return np.arange(len(table))
 
 
-def _binary_auroc(truth: pd.Series, score: pd.Series) -> float:
-    return float(roc_auc_score(truth, score)) if truth.nunique() == 2 else float("nan")
+def classes_of(table: pd.DataFrame) -> list[str]:
+    return [c.removeprefix("prob_") for c in map(str, table.columns) if c.startswith("prob_")]
 
 
-def balanced_accuracy(table: pd.DataFrame, *, label: str) -> float:
-    """Mean recall over the classes that occur; the answer is the most probable class."""
-    occurring = sorted(table[label].unique())
-    return float(
-        recall_score(table[label], most_probable(table), labels=occurring, average="macro")
-    )
+def _classification_metrics(table: pd.DataFrame, target: ClassificationConfig) -> dict[str, Metric]:
+    """AUROC of the positive class (without one: mean over classes against the rest), balanced
+    accuracy and macro F1 of the most probable class.
+    """
+    classes = classes_of(table)
+    probabilities = table[[f"prob_{c}" for c in classes]].to_numpy()
+    truth = table[target.label].map({name: i for i, name in enumerate(classes)}).to_numpy(dtype=int)
+    answers = probabilities.argmax(axis=1)
+    asked = [classes.index(target.positive)] if target.positive else list(range(len(classes)))
+
+    def auroc(rows: Rows) -> float:
+        each = [_binary_auroc(truth[rows] == c, probabilities[rows, c]) for c in asked]
+        return float(np.mean(each))
+
+    def confusion(rows: Rows) -> NDArray[np.intp]:
+        """(truth, answer) counts."""
+        pairs = truth[rows] * len(classes) + answers[rows]
+        return np.bincount(pairs, minlength=len(classes) ** 2).reshape(len(classes), -1)
+
+    def balanced_accuracy(rows: Rows) -> float:
+        counts = confusion(rows)
+        return _mean_ratio(counts.diagonal(), counts.sum(axis=1))
+
+    def macro_f1(rows: Rows) -> float:
+        counts = confusion(rows)
+        return _mean_ratio(2 * counts.diagonal(), counts.sum(axis=0) + counts.sum(axis=1))
+
+    return {"auroc": auroc, "balanced_accuracy": balanced_accuracy, "macro_f1": macro_f1}
 
 
-def macro_f1(table: pd.DataFrame, *, label: str) -> float:
-    """Unweighted mean of F1 over the classes that occur or are answered."""
-    answers = most_probable(table)
-    present = sorted(set(table[label]) | set(answers))
-    return float(f1_score(table[label], answers, labels=present, average="macro"))
+def _binary_auroc(truth: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
+    return float(roc_auc_score(truth, score)) if 0 < truth.sum() < len(truth) else float("nan")
 
 
-def harrell_c(table: pd.DataFrame, *, time: str, event: str) -> float:
+def _mean_ratio(part: NDArray[np.intp], of: NDArray[np.intp]) -> float:
+    """Mean over the classes for which the ratio is defined."""
+    occurring = of > 0
+    return float(np.mean(part[occurring] / of[occurring]))
+
+
+def _harrell_c(table: pd.DataFrame, target: SurvivalConfig) -> Metric:
     """Harrell's C within folds, their mean: risks of two folds' models are not on one scale."""
-    values = []
-    for _, fold in table.groupby("fold"):
-        times, events = pd.to_numeric(fold[time]), pd.to_numeric(fold[event])
-        try:
-            values.append(concordance_index(times, -fold["risk"], events))
-        except ZeroDivisionError:  # lifelines: no two patients of this fold can be compared
-            continue
-    return float(np.mean(values)) if values else float("nan")
+    times, events = survival_columns(table, time=target.time, event=target.event)
+    risk, folds = table["risk"].to_numpy(), table["fold"].to_numpy()
 
+    def c_index(rows: Rows) -> float:
+        values = []
+        for fold in np.unique(folds[rows]):
+            mine = rows[folds[rows] == fold]
+            try:
+                values.append(concordance_index(times[mine], -risk[mine], events[mine]))
+            except ZeroDivisionError:  # lifelines: no two patients of this fold can be compared
+                continue
+        return float(np.mean(values)) if values else float("nan")
 
-def most_probable(table: pd.DataFrame) -> pd.Series:
-    classes = _classes(table)
-    best = table[[f"prob_{c}" for c in classes]].to_numpy().argmax(axis=1)
-    return pd.Series(np.array(classes)[best], index=table.index)
-
-
-def _classes(table: pd.DataFrame) -> list[str]:
-    return [c.removeprefix("prob_") for c in table.columns if c.startswith("prob_")]
+    return c_index
 
 
 def bootstrap_intervals(
@@ -92,18 +108,19 @@ def bootstrap_intervals(
     ]
     draws: dict[str, list[float]] = {name: [] for name in metrics}
     for _ in range(resamples):
-        rows = [
-            patients[i]
-            for patients in by_fold
-            for i in rng.integers(len(patients), size=len(patients))
-        ]
-        resample = table.iloc[np.concatenate(rows)]
+        rows = np.concatenate(
+            [
+                patients[i]
+                for patients in by_fold
+                for i in rng.integers(len(patients), size=len(patients))
+            ]
+        )
         for name, metric in metrics.items():
-            draws[name].append(metric(resample))
+            draws[name].append(metric(rows))
     return {name: _interval(np.array(values)) for name, values in draws.items()}
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
+def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
     defined = values[~np.isnan(values)]
     if not len(defined):
         return float("nan"), float("nan")

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mil.bags import SlideFeatures
+from mil.bags import CohortFeatures
 from mil.config import TrainConfig
 from mil.models.base import MilMethod, Step
 from mil.tasks.base import Task
 from preprocessing.artefacts import whole_file
+from preprocessing.errors import ConfigError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Part:
 
     table: pd.DataFrame
     encoded: Tensor
-    features: SlideFeatures
+    features: CohortFeatures
 
     def __len__(self) -> int:
         return len(self.table)
@@ -42,6 +44,8 @@ class Part:
 def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda, but torch finds no CUDA device here; use auto or cpu")
     return torch.device(name)
 
 
@@ -99,7 +103,7 @@ class _Stage:
         torch.manual_seed(self.config.seed)  # dropout
         if state_path.exists():
             self._load(state_path, run_id)
-        progress = tqdm(range(self.config.epochs), initial=self.epoch, unit="epoch", leave=False)
+        progress = tqdm(range(self.config.epochs), initial=self.epoch, unit="epoch", mininterval=2)
         while not self._finished():
             self._one_epoch()
             progress.update()
@@ -126,6 +130,12 @@ class _Stage:
             for index, batch in enumerate(batches)
         ]
         validation_loss = self._validation_loss()
+        if not (math.isfinite(sum(losses)) and math.isfinite(validation_loss)):
+            raise TrainingError(
+                f"epoch {self.epoch}: the loss is no longer a number (training {sum(losses):g}, "
+                f"validation {validation_loss:g}); lower train.learning_rate, now "
+                f"{self.config.learning_rate:g}, and look for extreme feature values"
+            )
         if validation_loss < self.best_loss:
             self.best_loss, self.best_epoch = validation_loss, self.epoch
             self.best_weights = _copy(self.method.state_dict())
@@ -170,6 +180,7 @@ class _Stage:
             "generator": self.generator.get_state(),
             "order_generator": self.order_generator.get_state(),
             "dropout_generator": torch.get_rng_state(),
+            "cuda_generators": torch.cuda.get_rng_state_all(),
         }
         with whole_file(path) as partial:
             torch.save(state, partial)
@@ -186,6 +197,7 @@ class _Stage:
         self.generator.set_state(state["generator"].cpu())
         self.order_generator.set_state(state["order_generator"].cpu())
         torch.set_rng_state(state["dropout_generator"].cpu())
+        torch.cuda.set_rng_state_all([g.cpu() for g in state["cuda_generators"]])
 
 
 @torch.inference_mode()
@@ -194,6 +206,15 @@ def answer(method: MilMethod, part: Part) -> Tensor:
     device = next(method.parameters()).device
     method.eval()
     return torch.stack([method(part.bag(i, device)).logits for i in range(len(part))]).cpu()
+
+
+@torch.inference_mode()
+def tile_evidence(method: MilMethod, task: Task, part: Part) -> list[np.ndarray]:
+    """Evidence (tiles,) of every bag of the part."""
+    device = next(method.parameters()).device
+    method.eval()
+    bags = (part.bag(i, device) for i in range(len(part)))
+    return [task.evidence(method.tile_logits(bag)).cpu().numpy() for bag in bags]
 
 
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:

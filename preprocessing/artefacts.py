@@ -11,12 +11,14 @@ from pathlib import Path
 def whole_file(path: Path) -> Iterator[Path]:
     """A partial name beside `path` (same suffix), renamed to it when the block ends well.
 
-    A process that is killed leaves the partial file and never a broken `path`.
+    A process that is killed leaves the partial file and never a broken `path`; on disk before the
+    rename, or a power cut could leave a whole name with nothing in it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     try:
         yield partial
+        _sync(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -34,20 +36,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         yield partial
-        _sync(partial)
+        for entry in [*partial.rglob("*"), partial]:
+            _sync(entry)
         _swap_in(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # gone already after a success
 
 
-def _sync(folder: Path) -> None:
-    """To the disk before the rename, or a power cut could leave a whole name with empty files."""
-    for entry in [*folder.rglob("*"), folder]:
-        handle = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _sync(entry: Path) -> None:
+    handle = os.open(entry, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _swap_in(partial: Path, path: Path) -> None:

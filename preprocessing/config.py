@@ -1,9 +1,9 @@
 """The `preprocessing:` root of a study's YAML; every default is written here, once."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -42,6 +42,13 @@ class GridConfig(Section):
         default=1.1, ge=1, description="how much finer than level 0 the requested mpp may be"
     )
 
+    @model_validator(mode="after")
+    def _tiles_advance(self) -> Self:
+        if self.overlap_px >= self.tile_px:
+            msg = f"overlap_px {self.overlap_px} must be less than tile_px {self.tile_px}"
+            raise ValueError(msg)
+        return self
+
 
 class EncoderConfig(Section):
     name: str = Field(default="lite0", description="registry row, or timm:<model> / hf:<model>")
@@ -58,6 +65,7 @@ class PreprocessingConfig(Section):
     tissue: TissueConfig = TissueConfig()
     grid: GridConfig
     encoder: EncoderConfig = EncoderConfig()
+    readers: int = Field(default=2, ge=1, description="threads that read one slide's tiles")
     shard_size: int = Field(default=64, ge=1, description="slides per workflow job")
     max_bad_tiles: float = Field(
         default=0.2, ge=0, le=1, description="a slide with a larger share of unreadable tiles fails"

@@ -10,6 +10,7 @@
     ├── StoreError           a feature store that is incomplete, foreign or of another schema
     ├── EncoderUnavailable   weights that cannot be had here (gated, offline, not installed)
     ├── CohortError          labels that do not fit the slides, or contradict each other
+    ├── TrainingError        a training that did not converge to numbers
     └── CheckpointError      a checkpoint that does not fit the question
 
 Every message says what was expected, what came, where (slide, key, path) and what to do next.
@@ -55,6 +56,10 @@ class EncoderUnavailable(HistomilError):
 
 
 class CohortError(HistomilError):
+    pass
+
+
+class TrainingError(HistomilError):
     pass
 
 

@@ -4,10 +4,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 from preprocessing.config import PreprocessingConfig
+from preprocessing.errors import ConfigError
 from preprocessing.manifest import SlideRow, read_manifest
-from preprocessing.process_list import shards_of
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -18,11 +22,16 @@ class Shard:
     settings: str
 
 
+def shards_of(rows: Sequence[Row], shard_size: int) -> list[Sequence[Row]]:
+    return [rows[i : i + shard_size] for i in range(0, len(rows), shard_size)]
+
+
 def plan_shards(config: PreprocessingConfig) -> list[Shard]:
     """The shards of the manifest; of a synthetic cohort those that its manifest will have."""
     if config.synthetic is not None:
         from preprocessing.synthetic.plan import plan_cohort
 
+        _refuse_foreign_tables(config.manifest)
         ids = [
             slide.slide_id for patient in plan_cohort(config.synthetic) for slide in patient.slides
         ]
@@ -31,13 +40,38 @@ def plan_shards(config: PreprocessingConfig) -> list[Shard]:
     return [_shard(config, part) for part in shards_of(rows, config.shard_size)]
 
 
+def _refuse_foreign_tables(manifest: Path) -> None:
+    """A workflow deletes a rule's outputs before it makes them: never a user's own tables."""
+    if manifest.name != "slides.csv":
+        raise ConfigError(f"manifest: a synthetic cohort's is called slides.csv, got {manifest}")
+    tables = [manifest, manifest.with_name("labels.csv")]
+    theirs = [path for path in tables if path.exists()]
+    if theirs and not manifest.with_name("cohort.json").exists():
+        raise ConfigError(
+            f"{theirs[0]} exists and is no synthetic cohort's: remove `synthetic` from the "
+            "configuration to use it, or name another folder"
+        )
+
+
 def _shard(config: PreprocessingConfig, rows: Sequence[SlideRow]) -> Shard:
     # A missing file must fail alone, inside the job, so it is no input of the job.
     files = [str(row.path) for row in rows if row.path.is_file()]
-    described = [[row.slide_id, row.patient_id, str(row.path), row.mpp, row.extra] for row in rows]
+    described = [
+        [row.slide_id, row.patient_id, row.mpp, row.extra.get("mpp_force"), _stamp(row.path)]
+        for row in rows
+    ]
     return Shard(files, _digest(config, described))
 
 
+def _stamp(path: Path) -> list[object]:
+    """Changes when a slide is replaced, also by a copy that keeps an old date."""
+    if not path.is_file():
+        return [str(path), "absent"]
+    status = path.stat()
+    return [str(path), status.st_size, status.st_mtime_ns]
+
+
 def _digest(config: PreprocessingConfig, rows: object) -> str:
-    settings = config.model_dump(mode="json", exclude={"shard_size"})
+    speed = {"encoder": {"batch_size", "device"}, "readers": True, "shard_size": True}
+    settings = config.model_dump(mode="json", exclude={**speed, "manifest": True})
     return hashlib.sha256(json.dumps([settings, rows], sort_keys=True).encode()).hexdigest()[:16]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from preprocessing.config import GridConfig, PreprocessingConfig
+from preprocessing.config import GridConfig, PreprocessingConfig, TissueConfig
 from preprocessing.errors import MppError, NoTissue
 from preprocessing.geometry import ResolutionError, TileGeometry, plan_tiles
 from preprocessing.grid import Tiles, make_grid
@@ -35,7 +35,8 @@ def prepare_slide(
     row: SlideRow, slide: Slide, geometry: TileGeometry, config: PreprocessingConfig
 ) -> SlideFeatures:
     """Raises `NoTissue` where not one tile is left. Encoders, versions and date are still empty."""
-    tissue = _tissue_of(slide, config)
+    view, thumbnail = slide.overviews(mpp=config.tissue.mask_mpp, longest_px=_THUMBNAIL_PX)
+    tissue = _tissue_in(view, config.tissue)
     tiles = make_grid(
         slide.pyramid.size_px0,
         geometry,
@@ -44,7 +45,6 @@ def prepare_slide(
         bounds_px0=slide.bounds_px0,
     )
     _require_tiles(tiles, tissue, slide, geometry)
-    thumbnail = slide.thumbnail_within(_THUMBNAIL_PX)
     return SlideFeatures(
         provenance=_provenance(
             row, slide, geometry, config=config, tissue=tissue, thumbnail=thumbnail
@@ -99,12 +99,11 @@ def _provenance(
     )
 
 
-def _tissue_of(slide: Slide, config: PreprocessingConfig) -> TissueMask:
+def _tissue_in(view: Thumbnail, config: TissueConfig) -> TissueMask:
     """Unreadable parts count as tissue: their tiles are tried and then reported, not lost."""
-    view = slide.thumbnail(config.tissue.mask_mpp)
     tissue = find_tissue(
         view.rgb,
-        config.tissue,
+        config,
         px0_per_px_x=view.px0_per_px_x,
         px0_per_px_y=view.px0_per_px_y,
         mpp=view.mpp,

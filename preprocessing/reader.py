@@ -7,11 +7,14 @@ equal size is copied untouched.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil, floor
-from typing import TypeVar
+from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +24,9 @@ from preprocessing.errors import UnreadableSlide
 from preprocessing.geometry import Size, TileGeometry
 from preprocessing.slide import Slide
 
+RESAMPLING = Image.Resampling.BICUBIC
 _BICUBIC_SUPPORT_PX = 2
 _WHOLE_PX = 1e-6  # a fraction this small is float rounding
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,20 +40,62 @@ class TileBatch:
 
 
 def read_batches(
-    slide: Slide, coords_px0: NDArray[np.int32], geometry: TileGeometry, *, batch_size: int
-) -> Iterator[TileBatch]:
-    """Tiles in the order of `coords_px0` (N, 2), top-left (x, y) in level-0 pixels."""
-    for start in range(0, len(coords_px0), batch_size):
-        corners = coords_px0[start : start + batch_size]
-        side = geometry.tile_px
-        tiles = np.zeros((len(corners), side, side, 3), dtype=np.uint8)
-        readable = np.ones(len(corners), dtype=bool)
-        for row, (x_px0, y_px0) in enumerate(corners.tolist()):
+    handles: Sequence[Slide],
+    coords_px0: NDArray[np.int32],
+    geometry: TileGeometry,
+    *,
+    batch_size: int,
+) -> Generator[TileBatch]:
+    """Tiles in the order of `coords_px0` (N, 2), top-left (x, y) in level-0 pixels.
+
+    `handles` are the same slide opened several times: one thread each reads a whole batch, at
+    most one batch per handle and one more ahead of what was taken. Close the generator before
+    the handles.
+    """
+    idle: SimpleQueue[Slide] = SimpleQueue()
+    for handle in handles:
+        idle.put(handle)
+
+    def read(start: int) -> TileBatch:
+        handle = idle.get()
+        try:
+            return _read_batch(handle, coords_px0[start : start + batch_size], geometry)
+        finally:
+            idle.put(handle)
+
+    starts = iter(range(0, len(coords_px0), batch_size))
+    # openslide and Pillow release the interpreter lock, so reading overlaps computing.
+    pool = ThreadPoolExecutor(max_workers=len(handles), thread_name_prefix="reader")
+    try:
+        pending = deque(pool.submit(read, start) for start in islice(starts, len(handles) + 1))
+        while pending:
+            batch = pending.popleft().result()
+            pending.extend(pool.submit(read, start) for start in islice(starts, 1))
+            yield batch
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_batch(slide: Slide, coords_px0: NDArray[np.int32], geometry: TileGeometry) -> TileBatch:
+    side = geometry.tile_px
+    tiles = np.zeros((len(coords_px0), side, side, 3), dtype=np.uint8)
+    readable = np.ones(len(coords_px0), dtype=bool)
+    with read_side(slide.slide_id, slide.path):
+        for row, (x_px0, y_px0) in enumerate(coords_px0.tolist()):
             try:
                 tiles[row] = read_tile(slide, geometry, x_px0=x_px0, y_px0=y_px0)
             except UnreadableSlide:
                 readable[row] = False
-        yield TileBatch(tiles, readable)
+    return TileBatch(tiles, readable)
+
+
+@contextmanager
+def read_side(slide_id: str, path: Path) -> Iterator[None]:
+    """What the operating system refuses in here is the slide's fault, not the output's."""
+    try:
+        yield
+    except OSError as error:
+        raise UnreadableSlide(slide_id, f"{path}: reading failed: {error}") from error
 
 
 def read_tile(slide: Slide, geometry: TileGeometry, *, x_px0: int, y_px0: int) -> NDArray[np.uint8]:
@@ -71,7 +116,7 @@ def read_tile(slide: Slide, geometry: TileGeometry, *, x_px0: int, y_px0: int) -
     top, bottom = y.within(origin_px0[1] / level.downsample)
     tile = Image.fromarray(region).resize(
         (geometry.tile_px, geometry.tile_px),
-        resample=Image.Resampling.BICUBIC,
+        resample=RESAMPLING,
         box=(left, top, right, bottom),
     )
     return np.array(tile)
@@ -101,21 +146,3 @@ def _span(start: float, read_px: float, tile_px: int, level_px: int) -> _Span:
     margin = _BICUBIC_SUPPORT_PX * max(1.0, read_px / tile_px)
     first, stop = max(0, floor(start - margin)), min(level_px, ceil(end + margin))
     return _Span(start, end, first, stop, whole)
-
-
-def prefetch(items: Iterator[_T], *, ahead: int = 2) -> Generator[_T]:
-    """The same items, at most `ahead` of them made early by one other thread.
-
-    openslide and Pillow release the interpreter lock, so reading overlaps computing. Close the
-    generator before what `items` reads from.
-    """
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
-    try:
-        pending: deque[Future[_T | None]] = deque(
-            pool.submit(next, items, None) for _ in range(ahead)
-        )
-        while (item := pending.popleft().result()) is not None:
-            pending.append(pool.submit(next, items, None))
-            yield item
-    finally:
-        pool.shutdown(cancel_futures=True)

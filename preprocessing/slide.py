@@ -19,21 +19,12 @@ from preprocessing.geometry import Level, Pyramid, Size
 from preprocessing.manifest import SlideRow
 from preprocessing.mpp import find_mpp
 
-# Scanner properties without names, dates or free text, which may identify a patient.
-_KEPT_PROPERTIES = (
-    "openslide.vendor",
-    "openslide.mpp-x",
-    "openslide.mpp-y",
-    "openslide.objective-power",
-    "openslide.quickhash-1",
-    "openslide.icc-size",
-    "tiff.ResolutionUnit",
-    "tiff.XResolution",
-    "tiff.YResolution",
-)
-_FINGERPRINT_BYTES = 1 << 20
+_FINGERPRINT_END_BYTES = 1 << 20
+_FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 1 << 16
 _BLOCK_PX = 2048  # overviews are read in blocks, so that a one-level slide fits into memory
 _SMALLEST_BLOCK_PX = 256  # an unreadable block is quartered down to about this side
+
+_Box = tuple[int, int, int, int]  # left, top, width, height in pixels of some level
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +32,7 @@ class Thumbnail:
     """(h, w, 3) RGB of the whole slide; one of its pixels is exactly `px0_per_px_x` by
     `px0_per_px_y` level-0 pixels, the last column and row are averages of what is left.
 
-    `unreadable` (h, w) marks what could not be read; there the picture is white.
+    `unreadable` (h, w) marks what no level could give; there the picture is white.
     """
 
     rgb: NDArray[np.uint8]
@@ -50,12 +41,32 @@ class Thumbnail:
     px0_per_px_y: float
     mpp: float
 
+    def within(self, longest_px: int) -> "Thumbnail":
+        """Shrunk by means over boxes to fit into a square of `longest_px`; never enlarged."""
+        height, width = self.unreadable.shape
+        factor = max(width, height) / longest_px
+        if factor <= 1:
+            return self
+        size = (max(1, round(width / factor)), max(1, round(height / factor)))
+        rgb = Image.fromarray(self.rgb).resize(size, Image.Resampling.BOX)
+        share = Image.fromarray(self.unreadable.astype(np.float32))
+        lost = share.resize(size, Image.Resampling.BOX)
+        x, y = width / size[0], height / size[1]
+        return Thumbnail(
+            np.asarray(rgb),
+            np.asarray(lost) > 0,
+            self.px0_per_px_x * x,
+            self.px0_per_px_y * y,
+            self.mpp * max(x, y),
+        )
+
 
 class Slide:
     """An open slide. Not for use by two threads at once; close it or use `open_slide`.
 
-    `fingerprint` is the SHA-256 of the file's length, its first and last MiB, and openslide's
-    quickhash (which covers the companion files of multi-file formats): it survives a rename.
+    `fingerprint` is the SHA-256 of the file's length, its first and last MiB, 64 blocks of 64 KiB
+    spread evenly over it, and openslide's quickhash: it survives a rename, and a change to any
+    stretch longer than a 63rd of the file changes it. Companion files count through the quickhash.
     """
 
     def __init__(self, row: SlideRow) -> None:
@@ -64,7 +75,6 @@ class Slide:
         self._handle = self._open()
         try:
             properties = dict(self._handle.properties)
-            self.properties = {k: properties[k] for k in _KEPT_PROPERTIES if k in properties}
             self.vendor = properties.get("openslide.vendor", "unknown")
             mpp = find_mpp(row, properties)
             self.mpp_source = mpp.source
@@ -135,53 +145,81 @@ class Slide:
                 f"level {level} of {whole.size}"
             )
 
-    def thumbnail(self, mpp: float) -> Thumbnail:
-        """The whole slide at `mpp` um/px or at most twice finer, from the coarsest level that
-        serves; coarser only where level 0 is.
-        """
-        index = self.pyramid.coarsest_level_for(mpp) or 0
-        factor = max(1, floor(mpp / max(self.pyramid.mpp_at(index)) + 1e-9))
-        return self._reduced(self.pyramid.levels[index], factor)
+    def overviews(self, *, mpp: float, longest_px: int) -> tuple[Thumbnail, Thumbnail]:
+        """The whole slide to measure on and to look at, from the coarsest levels that serve.
 
-    def thumbnail_within(self, longest_px: int) -> Thumbnail:
-        """The whole slide as large as fits into a square of `longest_px`."""
-        enough = [
-            level
-            for level in self.pyramid.levels
-            if max(level.size.width, level.size.height) >= longest_px
-        ]
-        level = enough[-1] if enough else self.pyramid.levels[0]
-        factor = ceil(max(level.size.width, level.size.height) / longest_px)
-        return self._reduced(level, factor)
+        The first has `mpp` um/px or is finer (coarser only where level 0 is), the second fits into
+        a square of `longest_px`. A level that serves both is read once.
+        """
+        levels = self.pyramid.levels
+        measured = levels[self.pyramid.coarsest_level_for(mpp) or 0]
+        enough = [n for n in levels if max(n.size.width, n.size.height) >= longest_px]
+        shown = enough[-1] if enough else levels[0]
+        for_mpp = max(1, floor(mpp / max(self.pyramid.mpp_at(measured.index)) + 1e-9))
+        for_size = ceil(max(shown.size.width, shown.size.height) / longest_px)
+        if measured is shown:
+            view = self._reduced(measured, min(for_mpp, for_size))
+            return view, view.within(longest_px)
+        return self._reduced(measured, for_mpp), self._reduced(shown, for_size)
 
     def _reduced(self, level: Level, factor: int) -> Thumbnail:
         """Means over `factor` x `factor` pixels of a level, read block by block."""
         shape = (ceil(level.size.height / factor), ceil(level.size.width / factor))
-        rgb = np.full((*shape, 3), 255, dtype=np.uint8)
+        rgb = np.empty((*shape, 3), dtype=np.uint8)
         unreadable = np.zeros(shape, dtype=bool)
-        blocks = list(_split((0, 0, level.size.width, level.size.height), _BLOCK_PX, factor))
-        while blocks:
-            left, top, width, height = block = blocks.pop()
+        for box in _split((0, 0, level.size.width, level.size.height), _BLOCK_PX, factor):
+            left, top, width, height = box
             rows = slice(top // factor, ceil((top + height) / factor))
             cols = slice(left // factor, ceil((left + width) / factor))
+            image = self._read_box(level, box).reduce(factor)
+            rgb[rows, cols] = np.asarray(image.convert("RGB"))
+            if image.mode == "RGBA":
+                unreadable[rows, cols] = np.asarray(image.getchannel("A")) < 255
+        if unreadable.all():
+            raise UnreadableSlide(
+                self.slide_id,
+                f"{self.path}: opens, but no region of level {level.index} can be read, nor of a "
+                "finer one",
+            )
+        rgb[unreadable] = 255
+        scale = factor * level.downsample
+        mpp = max(self.pyramid.mpp_x, self.pyramid.mpp_y) * scale
+        return Thumbnail(rgb, unreadable, scale, scale, mpp)
+
+    def _read_box(self, level: Level, box: _Box) -> Image.Image:
+        """A box of level pixels as RGB, or as RGBA, transparent where no level can be read."""
+        left, top, width, height = box
+        longest = max(width, height)
+        side = _BLOCK_PX
+        if longest <= _BLOCK_PX:
             x_px0, y_px0 = left * level.downsample, top * level.downsample
             try:
                 region = self.read_region(level.index, x_px0, y_px0, Size(width, height))
             except UnreadableSlide:
-                if max(width, height) > max(_SMALLEST_BLOCK_PX, factor):
-                    blocks += _split(block, max(width, height) // 2, factor)
-                else:
-                    unreadable[rows, cols] = True
+                if longest <= _SMALLEST_BLOCK_PX:
+                    return self._read_finer(level, box)
+                side = ceil(longest / 2)
             else:
-                rgb[rows, cols] = np.asarray(Image.fromarray(region).reduce(factor))
-        if unreadable.all():
-            raise UnreadableSlide(
-                self.slide_id,
-                f"{self.path}: opens, but no region of level {level.index} can be read",
-            )
-        scale = factor * level.downsample
-        mpp = max(self.pyramid.mpp_x, self.pyramid.mpp_y) * scale
-        return Thumbnail(rgb, unreadable, scale, scale, mpp)
+                return Image.fromarray(region)
+        image = Image.new("RGBA", (width, height))
+        for part in _split(box, side, 1):
+            image.paste(self._read_box(level, part), (part[0] - left, part[1] - top))
+        return image
+
+    def _read_finer(self, level: Level, box: _Box) -> Image.Image:
+        """The same from the next finer level, averaged; nothing below level 0."""
+        left, top, width, height = box
+        if level.index == 0:
+            return Image.new("RGBA", (width, height))
+        finer = self.pyramid.levels[level.index - 1]
+        ratio = level.downsample / finer.downsample
+        x, right = _scaled(left, width, ratio=ratio, end=finer.size.width)
+        y, bottom = _scaled(top, height, ratio=ratio, end=finer.size.height)
+        first_x, first_y = floor(x), floor(y)
+        source = (first_x, first_y, ceil(right) - first_x, ceil(bottom) - first_y)
+        part = (x - first_x, y - first_y, right - first_x, bottom - first_y)
+        image = self._read_box(finer, source)
+        return image.resize((width, height), Image.Resampling.BOX, box=part)
 
 
 @contextmanager
@@ -211,10 +249,16 @@ def _bounds(properties: dict[str, str]) -> tuple[int, int, int, int] | None:
 def _fingerprint(path: Path, quickhash: str) -> str:
     length = path.stat().st_size
     digest = hashlib.sha256(f"{length} {quickhash} ".encode())
-    with path.open("rb") as file:
-        digest.update(file.read(_FINGERPRINT_BYTES))
-        file.seek(max(0, length - _FINGERPRINT_BYTES))
-        digest.update(file.read(_FINGERPRINT_BYTES))
+    end = max(0, length - _FINGERPRINT_END_BYTES)
+    last = max(0, length - _FINGERPRINT_BLOCK_BYTES)
+    spread = [last * n // (_FINGERPRINT_BLOCKS - 1) for n in range(_FINGERPRINT_BLOCKS)]
+    with path.open("rb", buffering=0) as file:
+        for offset in (0, end):
+            file.seek(offset)
+            digest.update(file.read(_FINGERPRINT_END_BYTES))
+        for offset in spread:
+            file.seek(offset)
+            digest.update(file.read(_FINGERPRINT_BLOCK_BYTES))
     return digest.hexdigest()
 
 
@@ -225,10 +269,13 @@ def _on_white(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image.convert("RGB"))
 
 
-def _split(
-    box: tuple[int, int, int, int], side: int, factor: int
-) -> Iterator[tuple[int, int, int, int]]:
-    """Cover a (left, top, width, height) box with boxes of about `side`, aligned to `factor`."""
+def _scaled(first: int, length: int, *, ratio: float, end: int) -> tuple[float, float]:
+    """[first, first + length) in pixels of a finer level, kept inside it: sizes are rounded."""
+    return min(first * ratio, end - 1), min((first + length) * ratio, end)
+
+
+def _split(box: _Box, side: int, factor: int) -> Iterator[_Box]:
+    """Cover a box with boxes of about `side`, aligned to `factor`."""
     step = max(1, side // factor) * factor
     left, top, width, height = box
     for y in range(top, top + height, step):

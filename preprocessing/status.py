@@ -28,23 +28,27 @@ class SlideStatus:
 
 
 class _StatusFile(Section):
+    settings: str
     slides: list[SlideStatus]
 
 
 _ADAPTER = TypeAdapter(_StatusFile)
 
 
-def write_status(path: Path, statuses: Sequence[SlideStatus]) -> None:
-    """Atomically: the file exists only if all of the shard's slides were tried."""
+def write_status(path: Path, statuses: Sequence[SlideStatus], *, settings: str) -> None:
+    """Atomically: the file exists only if all of the shard's slides were tried.
+
+    `settings` digests what the shard was made from and how; `read_status` asks for the same.
+    """
     require_unique((status.slide_id for status in statuses), str(path))
-    document = _ADAPTER.dump_json(_StatusFile(slides=list(statuses)), indent=1)
+    document = _ADAPTER.dump_json(_StatusFile(settings=settings, slides=list(statuses)), indent=1)
     with whole_file(path) as partial:
         partial.write_bytes(document)
 
 
-def read_status(path: Path) -> list[SlideStatus]:
+def read_status(path: Path, *, settings: str) -> list[SlideStatus]:
     try:
-        return _ADAPTER.validate_json(path.read_bytes()).slides
+        found = _ADAPTER.validate_json(path.read_bytes())
     except FileNotFoundError as error:
         raise StoreError(f"{path}: no such status file; run the encoding of this shard") from error
     except ValidationError as error:
@@ -52,6 +56,12 @@ def read_status(path: Path) -> list[SlideStatus]:
             f"{path}: expected {{'slides': [...]}} as the encoding writes it; delete it and run "
             f"the encoding again: {error}"
         ) from error
+    if found.settings != settings:
+        raise StoreError(
+            f"{path}: its slides, or the settings of their extraction, have changed since; run the "
+            "encoding of this shard again"
+        )
+    return found.slides
 
 
 def require_unique(slide_ids: Iterable[str], where: str) -> None:

@@ -74,6 +74,9 @@ class Provenance(Section):
     effective_mpp_x: float = Field(gt=0)
     effective_mpp_y: float = Field(gt=0)
     read_level: int = Field(ge=0)
+    read_level_mpp: tuple[float, float] | None = Field(default=None, description="x, y")
+    resampling: str = ""
+    extraction_version: int = Field(default=0, description="0: from before it was recorded")
     tissue: TissueConfig
     grid: GridConfig
     thumbnail_px0_per_px_x: float = Field(gt=0)

@@ -81,7 +81,13 @@ def render_heatmap(
     """Writes the page as a PNG; `note` (a known label, the fold's role) is printed in its head."""
     figure = heatmap_figure(scores, scale, backdrop, note=note)
     with whole_file(path) as partial:
-        figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": "histomil"})
+        figure.savefig(
+            partial,
+            format="png",
+            dpi=DPI,
+            metadata={"Software": "histomil"},
+            pil_kwargs={"compress_level": 3},  # half the time of a page for a tenth more bytes
+        )
 
 
 def heatmap_figure(
@@ -144,8 +150,8 @@ def _evidence_panel(page: Page, scores: TileScores, scale: CohortScale, backdrop
         values=np.linspace(-limit, limit, 512),
         labels=(
             scores.evidence_name,
-            f"one scale for the whole cohort ({scale.slides} slides); {beyond:.1%} of this slide's "
-            "tiles lie beyond its ends",
+            f"one scale for all slides, from {scale.slides} validation slides; {beyond:.1%} of "
+            "this slide's tiles lie beyond its ends",
         ),
         name="evidence scale",
     )

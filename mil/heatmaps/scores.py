@@ -6,7 +6,7 @@ that holds this tile alone. Both are kept, side by side.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -205,19 +205,28 @@ class CohortScale:
             raise ValueError(f"evidence_limit must be positive, got {self.evidence_limit}")
 
     @classmethod
-    def fit(cls, cohort: Iterable[TileScores]) -> CohortScale:
-        """The scale of slides that were all asked the same question."""
-        magnitudes: list[NDArray[np.float32]] = []
-        names: set[str] = set()
-        for scores in cohort:
-            magnitudes.append(np.abs(scores.evidence))
-            names.add(scores.evidence_name)
-        if len(names) != 1:
-            raise ValueError(f"a scale needs slides with one kind of evidence, got {sorted(names)}")
+    def fit(cls, evidence: Iterable[NDArray[np.floating]], name: str) -> CohortScale:
+        """The scale of tiles' evidence, one array a slide, that was all measured as `name` says."""
+        magnitudes = [np.abs(values) for values in evidence]
+        if not magnitudes:
+            raise ValueError(f"a scale of {name!r} needs at least one slide, got none")
         pooled = np.concatenate(magnitudes)
         return cls(
             evidence_limit=max(float(np.quantile(pooled, EVIDENCE_QUANTILE)), MIN_EVIDENCE_LIMIT),
-            evidence_name=names.pop(),
+            evidence_name=name,
             slides=len(magnitudes),
             tiles=len(pooled),
+        )
+
+    @classmethod
+    def joint(cls, scales: Sequence[CohortScale]) -> CohortScale:
+        """One scale for maps of several models: wide enough for each of them."""
+        names = {scale.evidence_name for scale in scales}
+        if len(names) != 1:
+            raise ValueError(f"a scale needs models with one kind of evidence, got {sorted(names)}")
+        return cls(
+            evidence_limit=max(scale.evidence_limit for scale in scales),
+            evidence_name=names.pop(),
+            slides=sum(scale.slides for scale in scales),
+            tiles=sum(scale.tiles for scale in scales),
         )

@@ -22,10 +22,10 @@ class EncoderSpec:
     """One row of the registry.
 
     `mean` and `std` apply to pixels in 0..1. A tile of `tile_px` is cropped about its centre to
-    `crop_px`, if that is set; `any_tile_px` networks take other tiles as well. `mpp` is what the
-    authors recommend, `field_precision` what others run it in. `checked` means that the weights
-    were loaded and the numbers compared; other rows follow published loading code.
-    `weight_digest` is known only for weights that a pinned package ships.
+    `crop_px`, if that is set; `any_tile_px` networks take other tiles as well. `mpp` is the
+    interval that the authors recommend. `checked` means that the weights were loaded and the
+    numbers compared; other rows follow published loading code. `weight_digest` is known only for
+    weights that a pinned package ships.
     """
 
     name: str
@@ -38,10 +38,9 @@ class EncoderSpec:
     tile_px: int = 224
     crop_px: int | None = None
     any_tile_px: bool = False
-    mpp: str = "0.5"
+    mpp: tuple[float, float] | None = (0.5, 0.5)
     mean: Rgb = IMAGENET_MEAN
     std: Rgb = IMAGENET_STD
-    field_precision: str = "float16"
     model_kwargs: Mapping[str, object] = field(default_factory=dict)
     remote_code: bool = False
     weight_digest: str | None = None
@@ -67,6 +66,14 @@ class EncoderSpec:
                 f"encoder {self.name!r} takes tiles of {self.tile_px} px, grid.tile_px is "
                 f"{tile_px}; set grid.tile_px to {self.tile_px} (grid.mpp sets the resolution)"
             )
+
+    def recommends(self, mpp: float) -> bool:
+        """A single recommended value has a tenth of play, an interval is meant as it stands."""
+        if self.mpp is None:
+            return True
+        least, most = self.mpp
+        play = 0.1 if least == most else 0.0
+        return least * (1 - play) <= mpp <= most * (1 + play)
 
 
 class TileEncoder(Protocol):

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Self
 
 from preprocessing.config import EncoderConfig
-from preprocessing.encoders.base import TileEncoder
+from preprocessing.encoders.base import EncoderSpec, TileEncoder
 from preprocessing.encoders.registry import find_spec, load_encoder
 from preprocessing.store import EncoderRecord
 
@@ -14,13 +14,19 @@ class LazyEncoder:
     """An encoder that is loaded when it is first needed.
 
     `known` is its record where that is fixed without loading; then a shard whose stores are all
-    finished loads nothing.
+    finished loads nothing. `spec` is its row where that is complete without loading.
     """
 
     def __init__(
-        self, name: str, load: Callable[[], TileEncoder], *, known: EncoderRecord | None = None
+        self,
+        name: str,
+        load: Callable[[], TileEncoder],
+        *,
+        known: EncoderRecord | None = None,
+        spec: EncoderSpec | None = None,
     ) -> None:
         self.name = name
+        self.spec = spec
         self._load = load
         self._known = known
 
@@ -34,7 +40,8 @@ class LazyEncoder:
             precision=config.precision,
             licence=spec.licence,
         )
-        return cls(config.name, lambda: load_encoder(config), known=known or None)
+        complete = spec if spec.dim else None
+        return cls(config.name, lambda: load_encoder(config), known=known or None, spec=complete)
 
     @cached_property
     def loaded(self) -> TileEncoder:

@@ -21,6 +21,7 @@ _SWIGLU: dict[str, object] = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 _TOKENS: dict[str, object] = {"num_classes": 0, "global_pool": ""}
 _MAHMOOD = "CC-BY-NC-ND-4.0"
 _NOT_CHECKED = "not checked"
+_MANY_MPP = (0.25, 2.0)
 
 
 def _kaiko(name: str, model: str, dim: int) -> EncoderSpec:
@@ -33,8 +34,7 @@ def _kaiko(name: str, model: str, dim: int) -> EncoderSpec:
         gated=False,
         mean=_HALF,
         std=_HALF,
-        mpp="0.25-2.0",
-        field_precision="float32",
+        mpp=_MANY_MPP,
         model_kwargs={"num_classes": 0, "img_size": 224, "dynamic_img_size": True},
     )
 
@@ -48,9 +48,9 @@ _ROWS = (
         licence="Apache-2.0",
         gated=False,
         any_tile_px=True,
+        mpp=None,
         mean=(127 / 255, 127 / 255, 127 / 255),
         std=(128 / 255, 128 / 255, 128 / 255),
-        field_precision="float32",
         weight_digest="87d4f59044a7dca9b3fe64a53e1acb40134ac0e4b90c1f85217c1959daabc3eb",
         checked=True,
         note="demo encoder, not for pathology results",
@@ -65,7 +65,7 @@ _ROWS = (
         pooling="map mean",
         tile_px=256,
         any_tile_px=True,
-        field_precision="float32",
+        mpp=None,
         model_kwargs={"features_only": True, "out_indices": [3]},
         note="ImageNet baseline: third stage, mean over the map",
     ),
@@ -85,7 +85,6 @@ _ROWS = (
         dim=1536,
         licence=_MAHMOOD,
         gated=True,
-        field_precision="bfloat16",
         model_kwargs={
             "img_size": 224,
             "patch_size": 14,
@@ -119,7 +118,7 @@ _ROWS = (
         licence="CC-BY-NC-ND-4.0",
         gated=True,
         pooling="cls+mean",
-        mpp="0.25-2.0",
+        mpp=_MANY_MPP,
         model_kwargs={**_SWIGLU, **_TOKENS},
         note="class token and mean of the patch tokens; 4 registers left out",
     ),
@@ -180,7 +179,6 @@ _ROWS = (
         gated=False,
         mean=(0.70322989, 0.53606487, 0.66096631),
         std=(0.21716536, 0.26081574, 0.20723464),
-        field_precision="float32",
         model_kwargs={"num_classes": 0},
     ),
     EncoderSpec(
@@ -191,7 +189,6 @@ _ROWS = (
         licence="Owkin non-commercial (not checked)",
         gated=False,
         pooling="cls",
-        field_precision="float32",
     ),
     EncoderSpec(
         name="phikon-v2",
@@ -201,7 +198,6 @@ _ROWS = (
         licence="Owkin non-commercial",
         gated=False,
         pooling="cls",
-        field_precision="float32",
     ),
     EncoderSpec(
         name="midnight-12k",
@@ -211,7 +207,7 @@ _ROWS = (
         licence="MIT",
         gated=True,
         pooling="cls+mean",
-        mpp="0.25-2.0",
+        mpp=_MANY_MPP,
         mean=_HALF,
         std=_HALF,
         note="class token and mean of the patch tokens; TRIDENT's default is the class token alone",
@@ -226,7 +222,6 @@ _ROWS = (
         pooling="pooler",
         mean=(0.7068, 0.5755, 0.722),
         std=(0.195, 0.2316, 0.1816),
-        field_precision="float32",
         remote_code=True,
         note="runs Python code from its hub repository",
     ),
@@ -251,6 +246,7 @@ def find_spec(name: str) -> EncoderSpec:
             licence="unknown",
             gated=False,
             model_kwargs={"num_classes": 0},
+            mpp=None,
         )
     if kind == "hf" and model:
         return EncoderSpec(
@@ -261,6 +257,7 @@ def find_spec(name: str) -> EncoderSpec:
             licence="unknown",
             gated=False,
             pooling="cls",
+            mpp=None,
         )
     raise ConfigError(
         f"encoder.name {name!r} is unknown; expected one of {', '.join(REGISTRY)}, or "

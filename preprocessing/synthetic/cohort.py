@@ -68,10 +68,12 @@ def _claim(config: SyntheticConfig, out_dir: Path) -> None:
                 "choose another folder or delete this one"
             )
         return
-    if any(out_dir.glob("slides/*.tiff")):
+    tables = [out_dir / name for name in ("slides.csv", "labels.csv")]
+    theirs = [path for path in [*tables, *out_dir.glob("slides/*.tiff")] if path.exists()]
+    if theirs:
         raise ConfigError(
-            f"{out_dir}: holds slides but no cohort.json that says how they were made; "
-            "choose another folder or delete this one"
+            f"{theirs[0]} exists, but no {record} that says how it was made: synthetic slides "
+            "never overwrite others; choose another folder"
         )
     with whole_file(record) as partial:
         partial.write_text(json.dumps(wanted, indent=1))

@@ -3,7 +3,9 @@ import pandas as pd
 import pytest
 
 from mil.config import validate_study
+from mil.data import splits_path
 from mil.evaluate import evaluate_method, evaluation_dir
+from mil.splits import Fold, Splits, save_splits
 from preprocessing.errors import CohortError
 
 
@@ -26,6 +28,12 @@ SURVIVAL = {"name": "survival", "time": "time", "event": "event"}
 CLASSES = {"name": "classification", "label": "y", "positive": "b"}
 
 
+def fold_of(patients: pd.Series, number: int) -> Fold:
+    tested = patients[patients.index % 2 == number]
+    rest = sorted(set(patients) - set(tested))
+    return Fold(tuple(rest[1:]), (rest[0],), tuple(sorted(tested)))
+
+
 def write_folds(study, *, shift: float = 0.0) -> None:
     """30 patients, one slide each; fold k tests those with index % 2 == k."""
     rng = np.random.default_rng(0)
@@ -42,10 +50,13 @@ def write_folds(study, *, shift: float = 0.0) -> None:
             "prob_b": 1 / (1 + np.exp(-risk)),
         }
     )
+    splits = Splits(tuple(fold_of(base["patient_id"], number) for number in range(2)))
+    save_splits(splits, splits_path(study, "t"))
     for fold in range(2):
         tested = base.index % 2 == fold
         table = base.assign(fold=fold, part=np.where(tested, "test", "train"))
         table.loc[tested, "risk"] += shift
+        table["splits"] = splits.fingerprint
         both = pd.concat([table.assign(level="slide"), table.assign(level="patient")])
         path = study.fold_dir("t", "m", fold) / "predictions.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,14 +96,17 @@ def test_risk_groups_are_cut_on_training_risks_alone(tmp_path):
     assert 0.7 < c_index["value"].iloc[0] < 1
 
 
-def test_missing_fold_and_twice_tested_patient(tmp_path):
+def test_predictions_of_other_folds_or_other_data_are_refused(tmp_path):
     setting = study(tmp_path, CLASSES)
     write_folds(setting)
     path = setting.fold_dir("t", "m", 1) / "predictions.csv"
     table = pd.read_csv(path, dtype=str)
-    table.assign(part="test").to_csv(path, index=False)
-    with pytest.raises(CohortError, match="tested in more than one fold"):
-        evaluate_method(setting, "t", "m")
+    moved = table.copy()
+    moved.loc[moved["id"] == "01", "part"] = "train"
+    for changed in (moved, table.assign(part="test"), table.assign(splits="of last week")):
+        changed.to_csv(path, index=False)
+        with pytest.raises(CohortError, match="t, m, fold 1: predictions are of other splits"):
+            evaluate_method(setting, "t", "m")
     path.unlink()
     with pytest.raises(CohortError, match=r"no predictions at .*fold1"):
         evaluate_method(setting, "t", "m")

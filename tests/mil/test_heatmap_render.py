@@ -153,7 +153,7 @@ def test_the_page_says_what_it_shows() -> None:
         "held-out slide",
         "where the model looked, not what it concluded",
         "logit of tumour against the rest",
-        "(3 slides); 10.0% of this slide's",
+        "from 3 validation slides; 10.0% of this slide's",
     ):
         assert said in texts, said
     ticks = [tick.get_text() for tick in panel(figure, "evidence scale").get_xticklabels()]
@@ -164,7 +164,8 @@ def test_the_page_says_what_it_shows() -> None:
 def test_a_slide_of_one_tile_without_tissue_mask_has_a_page(tmp_path: Path) -> None:
     slide = backdrop()
     slide = Backdrop(slide.thumbnail, (10, 10), np.zeros_like(slide.tissue_mask), (20, 20))
-    scale = CohortScale.fit([make_scores([(0, 0)])])
+    scores = make_scores([(0, 0)])
+    scale = CohortScale.fit([scores.evidence], scores.evidence_name)
     render_heatmap(make_scores([(0, 0)]), scale, slide, tmp_path / "maps" / "s1.png")
     with Image.open(tmp_path / "maps" / "s1.png") as picture:
         picture.load()

@@ -113,29 +113,25 @@ def test_a_slide_without_usable_tiles_has_no_map() -> None:
         make_layout([])
 
 
-def test_scale_is_the_99th_percentile_of_the_cohort_and_symmetric_in_sign() -> None:
+def test_scale_is_the_99th_percentile_of_all_tiles_and_symmetric_in_sign() -> None:
     evidence = np.arange(1, 101, dtype=float)
-    cells = [(i, 0) for i in range(50)]
-    cohort = [
-        make_scores(cells, evidence=evidence[:50]),
-        make_scores(cells, evidence=-evidence[50:], slide_id="s2"),
-    ]
-    scale = CohortScale.fit(cohort)
+    scale = CohortScale.fit([evidence[:50], -evidence[50:]], "log-odds")
     # Linear interpolation at 0.99·(100 - 1) = 98.01 between the 99th and the 100th smallest value.
     assert scale.evidence_limit == pytest.approx(99.01)
-    assert (scale.slides, scale.tiles) == (2, 100)
+    assert (scale.slides, scale.tiles, scale.evidence_name) == (2, 100, "log-odds")
 
 
-def test_a_cohort_of_equal_evidence_has_a_scale() -> None:
-    assert CohortScale.fit([make_scores([(0, 0)])]).evidence_limit > 0
+def test_equal_evidence_has_a_scale_and_none_has_not() -> None:
+    assert CohortScale.fit([np.zeros(3)], "risk").evidence_limit > 0
+    with pytest.raises(ValueError, match="'risk' needs at least one slide"):
+        CohortScale.fit([], "risk")
 
 
-def test_a_scale_needs_one_question() -> None:
-    cohort = [make_scores([(0, 0)], evidence_name=name) for name in ("a", "b")]
-    with pytest.raises(ValueError, match=r"\['a', 'b'\]"):
-        CohortScale.fit(cohort)
-    with pytest.raises(ValueError, match=r"\[\]"):
-        CohortScale.fit([])
+def test_joint_scale_holds_every_model_and_one_question() -> None:
+    scales = [CohortScale(limit, "risk", slides=2, tiles=10) for limit in (1.5, 4.0, 2.0)]
+    assert CohortScale.joint(scales) == CohortScale(4.0, "risk", slides=6, tiles=30)
+    with pytest.raises(ValueError, match=r"\['log-odds', 'risk'\]"):
+        CohortScale.joint([*scales, CohortScale(1.0, "log-odds", 1, 1)])
 
 
 @settings(max_examples=40, deadline=None)

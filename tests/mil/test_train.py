@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mil.bags import SlideFeatures, TileOrigin
+from mil.bags import CohortFeatures, TileOrigin
 from mil.config import TrainConfig
 from mil.models.base import BagOutput, MilMethod, Step, TrainingOutput
 from mil.models.build import build_method
@@ -61,7 +61,7 @@ def make_part(bags: int, seed: int) -> tuple[Part, ClassificationTask]:
         index=list(tiles),
     )
     task = ClassificationTask(("a", "b"), label="y", positive="b")
-    features = SlideFeatures(tiles, {s: s for s in tiles}, ORIGIN)
+    features = CohortFeatures(tiles, {s: s for s in tiles}, ORIGIN)
     return Part(table, task.encode(table), features), task
 
 

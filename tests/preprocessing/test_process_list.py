@@ -1,16 +1,18 @@
+import os
+
 import pytest
 
-from preprocessing.config import GridConfig, PreprocessingConfig, SyntheticConfig
-from preprocessing.errors import ManifestError
-from preprocessing.plan import plan_shards
+from preprocessing.config import EncoderConfig, GridConfig, PreprocessingConfig, SyntheticConfig
+from preprocessing.errors import ConfigError, ManifestError, StoreError
+from preprocessing.plan import plan_shards, shards_of
 from preprocessing.process_list import (
     collect_statuses,
     read_process_list,
     shard_path,
-    shards_of,
     write_process_list,
 )
 from preprocessing.status import SlideStatus, write_status
+from preprocessing.synthetic.cohort import make_cohort
 
 
 def config(tmp_path, rows: str, **settings) -> PreprocessingConfig:
@@ -38,12 +40,17 @@ def test_process_list_comes_back_as_it_went(tmp_path):
 
 def test_every_slide_has_a_status_in_the_manifests_order(tmp_path):
     setting = config(tmp_path, THREE)
-    write_status(shard_path(tmp_path, 1), [SlideStatus("c", "done", 1, 0.0)])
-    with pytest.raises(ManifestError, match=r"2 slide\(s\) .* the first is 'a'; run extract"):
+    plans = plan_shards(setting)
+    slides = [SlideStatus("a", "skipped", 2, 0.0), SlideStatus("b", "failed", 0, 0.0, error="x")]
+    write_status(shard_path(tmp_path, 0), slides, settings=plans[0].settings)
+    with pytest.raises(StoreError, match=r"1\.json: no such status file"):
         collect_statuses(tmp_path, setting)
-    first = [SlideStatus("b", "failed", 0, 0.0, error="x"), SlideStatus("a", "skipped", 2, 0.0)]
-    write_status(shard_path(tmp_path, 0), first)
-    assert [s.slide_id for s in collect_statuses(tmp_path, setting)] == ["a", "b", "c"]
+    last = [SlideStatus("c", "done", 1, 0.0)]
+    write_status(shard_path(tmp_path, 1), last, settings=plans[1].settings)
+    assert collect_statuses(tmp_path, setting) == [*slides, *last]
+    (tmp_path / "c.svs").write_text("a mended file")
+    with pytest.raises(StoreError, match=r"1\.json: its slides, or the settings .* have changed"):
+        collect_statuses(tmp_path, setting)
 
 
 def test_absent_or_foreign_process_list(tmp_path):
@@ -56,19 +63,42 @@ def test_absent_or_foreign_process_list(tmp_path):
 
 def test_only_the_shard_whose_rows_changed_has_new_settings(tmp_path):
     before = plan_shards(config(tmp_path, THREE))
-    (tmp_path / "a.svs").write_text("now it exists")
     after = plan_shards(config(tmp_path, THREE.replace("c.svs,", "c.svs,0.25") + "d,q,d.svs,\n"))
     assert [len(before), len(after)] == [2, 2]
-    assert before[0].settings == after[0].settings
     assert before[1].settings != after[1].settings
-    assert [before[0].files, after[0].files] == [[], [str(tmp_path / "a.svs")]]
-    smaller = plan_shards(config(tmp_path, THREE, grid=GridConfig(mpp=1.0)))
-    assert smaller[0].settings != before[0].settings
+    assert before[0] == after[0]
+
+
+def test_settings_follow_what_changes_results_and_nothing_else(tmp_path):
+    def settings(rows: str = THREE, **changed) -> str:
+        return plan_shards(config(tmp_path, rows, **changed))[0].settings
+
+    usual = settings()
+    assert settings(grid=GridConfig(mpp=1.0)) != usual
+    assert settings(encoder=EncoderConfig(precision="bfloat16")) != usual
+    assert settings(encoder=EncoderConfig(batch_size=7, device="cpu")) == usual
+    assert settings(THREE.replace("a,p", "a,q")) != usual
+    slide = tmp_path / "a.svs"
+    slide.write_text("one")
+    here = settings()
+    assert here != usual
+    slide.write_text("two")
+    os.utime(slide, (1, 1))  # a copy that keeps an old date
+    assert settings() != here
+
+
+def test_a_synthetic_cohort_never_takes_the_place_of_tables(tmp_path):
+    setting = config(tmp_path, THREE, synthetic=SyntheticConfig(patients=6))
+    with pytest.raises(ConfigError, match="is no synthetic cohort's"):
+        plan_shards(setting)
+    with pytest.raises(ConfigError, match="synthetic slides never overwrite others"):
+        make_cohort(SyntheticConfig(patients=6), tmp_path)
+    assert (tmp_path / "slides.csv").read_text().endswith(THREE)
 
 
 def test_a_synthetic_cohort_is_planned_before_it_is_made(tmp_path):
     setting = PreprocessingConfig(
-        manifest=tmp_path / "not made yet.csv",
+        manifest=tmp_path / "not made yet" / "slides.csv",
         grid=GridConfig(mpp=0.5),
         synthetic=SyntheticConfig(patients=6),
         shard_size=4,

@@ -1,5 +1,6 @@
 import threading
 import time
+from contextlib import ExitStack
 
 import numpy as np
 import openslide
@@ -8,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiff_files import TILE_PX, block_mean, damage_tile, noise, write_tiff
 
-from preprocessing.geometry import plan_tiles
+from preprocessing import reader
+from preprocessing.errors import UnreadableSlide
+from preprocessing.geometry import TileGeometry, plan_tiles
 from preprocessing.manifest import SlideRow
-from preprocessing.reader import prefetch, read_batches, read_tile
+from preprocessing.reader import read_batches, read_tile
 from preprocessing.slide import Slide
 
 # Grey levels: Pillow rounds its intermediate image (half a level, spread by negative lobes) and
@@ -74,7 +77,7 @@ def test_native_tile_equals_openslide_on_a_real_slide(shared):
     with open_tiff(path) as slide:
         geometry = plan_tiles(slide.pyramid, mpp=0.499, tile_px=224)
         coords = np.array([[0, 0], [1001, 777], [1996, 2743]], dtype=np.int32)
-        (batch,) = read_batches(slide, coords, geometry, batch_size=8)
+        (batch,) = read_batches([slide], coords, geometry, batch_size=8)
     for corner, tile in zip(coords.tolist(), batch.tiles, strict=True):
         expected = reference.read_region(tuple(corner), 0, (224, 224)).convert("RGB")
         np.testing.assert_array_equal(tile, np.asarray(expected))
@@ -159,8 +162,10 @@ def test_last_tile_ends_at_the_slides_corner(tmp_path):
     assert np.abs(tile - expected).max() <= ROUNDING
 
 
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("mpp", [0.5, 0.6])
-def test_only_tiles_on_a_damaged_spot_are_unreadable(tmp_path, mpp):
+def test_only_tiles_on_a_damaged_spot_are_unreadable(tmp_path, mpp, threads):
+    """Whatever reads: after an error only the handle that met it is opened again."""
     image = np.repeat(np.repeat(noise(64, 64), 16, axis=0), 16, axis=1)
     whole = write_tiff(tmp_path / "whole.tif", image, compression="jpeg")
     broken = tmp_path / "broken.tif"
@@ -169,9 +174,10 @@ def test_only_tiles_on_a_damaged_spot_are_unreadable(tmp_path, mpp):
     coords = np.array([[x, y] for y in range(0, 896, 128) for x in range(0, 896, 128)], np.int32)
     batches = {}
     for path in (whole, broken):
-        with open_tiff(path) as slide:
-            geometry = plan_tiles(slide.pyramid, mpp=mpp, tile_px=96)
-            parts = list(read_batches(slide, coords, geometry, batch_size=10))
+        with ExitStack() as stack:
+            handles = [stack.enter_context(open_tiff(path)) for _ in range(threads)]
+            geometry = plan_tiles(handles[0].pyramid, mpp=mpp, tile_px=96)
+            parts = list(read_batches(handles, coords, geometry, batch_size=10))
         assert [len(part.readable) for part in parts] == [10, 10, 10, 10, 9]
         batches[path] = (
             np.concatenate([part.tiles for part in parts]),
@@ -193,35 +199,70 @@ def test_only_tiles_on_a_damaged_spot_are_unreadable(tmp_path, mpp):
     assert not tiles[~readable].any()
 
 
-class TestPrefetch:
-    def test_keeps_the_order(self):
-        assert list(prefetch(iter(range(100)), ahead=3)) == list(range(100))
+class TestThreads:
+    """Batches of one 64 px tile at (64 * number, 0), whose red is its number."""
 
-    def test_an_error_arrives_in_its_place(self):
-        def failing():
-            yield 1
-            yield 2
-            raise OSError("disk is gone")
+    geometry = TileGeometry(0, 64, 64, 64, 64, 64, 64, 64, 0.5, 0.5)
+    coords = np.stack([np.arange(12) * 64, np.zeros(12)], axis=1).astype(np.int32)
 
-        seen = []
-        with pytest.raises(OSError, match="disk is gone"):
-            seen.extend(prefetch(failing()))
-        items = prefetch(failing())
-        assert [next(items), next(items)] == [1, 2]
-        with pytest.raises(OSError, match="disk is gone"):
-            next(items)
+    @pytest.fixture
+    def handles(self, tmp_path):
+        image = np.zeros((256, 12 * 64, 3), dtype=np.uint8)
+        image[..., 0] = np.arange(12 * 64) // 64
+        path = write_tiff(tmp_path / "s.tif", image)
+        with open_tiff(path) as one, open_tiff(path) as two, open_tiff(path) as three:
+            yield [one, two, three]
 
-    def test_reads_ahead_but_not_far_and_stops_when_closed(self):
+    def read(self, handles):
+        return read_batches(handles, self.coords, self.geometry, batch_size=1)
+
+    @pytest.mark.parametrize("count", [1, 2, 3])
+    def test_order_is_that_of_the_tiles_however_long_each_takes(self, handles, monkeypatch, count):
+        def slowly(slide, geometry, *, x_px0, y_px0):
+            time.sleep(0.005 * (x_px0 // 64 % 3 == 0))
+            return read_tile(slide, geometry, x_px0=x_px0, y_px0=y_px0)
+
+        monkeypatch.setattr(reader, "read_tile", slowly)
+        found = [batch.tiles[0, 0, 0, 0] for batch in self.read(handles[:count])]
+        assert found == list(range(12))
+
+    def test_no_handle_is_used_by_two_threads_at_once(self, handles, monkeypatch):
+        busy, shared = set(), []
+
+        def watched(slide, geometry, *, x_px0, y_px0):
+            shared.append(slide in busy)
+            busy.add(slide)
+            time.sleep(0.002)
+            busy.remove(slide)
+            return np.zeros((64, 64, 3), dtype=np.uint8)
+
+        monkeypatch.setattr(reader, "read_tile", watched)
+        assert len(list(self.read(handles))) == len(shared) == 12
+        assert not any(shared)
+
+    def test_an_error_arrives_in_its_place_and_names_the_file(self, handles, monkeypatch):
+        def failing(slide, geometry, *, x_px0, y_px0):
+            if x_px0 == 128:
+                raise OSError("disk is gone")
+            return read_tile(slide, geometry, x_px0=x_px0, y_px0=y_px0)
+
+        monkeypatch.setattr(reader, "read_tile", failing)
+        batches = self.read(handles)
+        assert [next(batches).readable.tolist() for _ in range(2)] == [[True], [True]]
+        with pytest.raises(UnreadableSlide, match=r"'s': .*s\.tif: reading failed: disk is gone"):
+            next(batches)
+
+    def test_reads_ahead_but_not_far_and_stops_when_closed(self, handles, monkeypatch):
         made = []
 
-        def count():
-            for number in range(1000):
-                made.append(number)
-                yield number
+        def watched(slide, geometry, *, x_px0, y_px0):
+            made.append(x_px0)
+            return np.zeros((64, 64, 3), dtype=np.uint8)
 
-        items = prefetch(count(), ahead=2)
-        assert next(items) == 0
+        monkeypatch.setattr(reader, "read_tile", watched)
+        batches = self.read(handles[:2])
+        next(batches)
         time.sleep(0.05)
-        assert len(made) == 3  # one given out, two waiting
-        items.close()
+        assert len(made) == 4  # one given out, one waiting for each handle and one more
+        batches.close()
         assert not any(thread.name.startswith("reader") for thread in threading.enumerate())

@@ -13,7 +13,7 @@ from preprocessing.errors import MppError, UnreadableSlide
 from preprocessing.geometry import Size
 from preprocessing.manifest import SlideRow
 from preprocessing.mpp import find_mpp
-from preprocessing.slide import _on_white, open_slide
+from preprocessing.slide import Thumbnail, _on_white, open_slide
 
 
 def row_of(path: Path, mpp: float | None = None, **extra: str) -> SlideRow:
@@ -107,7 +107,6 @@ class TestRealFiles:
             assert (slide.pyramid.mpp_x, slide.mpp_source) == (0.499, "openslide.mpp-x")
             assert slide.vendor == "aperio"
             assert slide.bounds_px0 is None
-            assert not any("Description" in key or "comment" in key for key in slide.properties)
             region = slide.read_region(0, 100, 200, Size(300, 150))
         reference = openslide.OpenSlide(path)
         expected = np.asarray(reference.read_region((100, 200), 0, (300, 150)).convert("RGB"))
@@ -159,7 +158,7 @@ class TestRealFiles:
                 with pytest.raises(UnreadableSlide, match=r"level 0, 16 x 16 px.*cannot be read"):
                     slide.read_region(0, 0, 0, Size(16, 16))
             with pytest.raises(UnreadableSlide, match="no region of level 0 can be read"):
-                slide.thumbnail(8.0)
+                slide.overviews(mpp=8.0, longest_px=1024)
 
 
 def test_plain_tiff_resolution_is_named_as_such(tmp_path):
@@ -176,7 +175,7 @@ def test_painted_square_lies_where_it_was_painted(tmp_path):
     with open_slide(row_of(path)) as slide:
         exact = slide.read_region(0, 640, 384, Size(128, 64))
         coarse = slide.read_region(1, 640, 384, Size(32, 16))
-        view = slide.thumbnail(8.0)
+        view, _ = slide.overviews(mpp=8.0, longest_px=1024)
     assert (exact == (10, 200, 30)).all()
     assert (coarse == (10, 200, 30)).all()
     rows, cols = np.nonzero((view.rgb == (10, 200, 30)).all(axis=2))
@@ -189,7 +188,7 @@ def test_painted_square_lies_where_it_was_painted(tmp_path):
 def test_thumbnail_is_the_block_mean_across_read_blocks(tmp_path, width, height):
     image = noise(width, height)
     with open_slide(row_of(write_tiff(tmp_path / "s.tif", image))) as slide:
-        view = slide.thumbnail(2.5)
+        view, _ = slide.overviews(mpp=2.5, longest_px=16)
     assert view.rgb.shape[:2] == (-(-height // 5), -(-width // 5))
     whole = block_mean(image, 5)
     part = view.rgb[: whole.shape[0], : whole.shape[1]]
@@ -197,18 +196,42 @@ def test_thumbnail_is_the_block_mean_across_read_blocks(tmp_path, width, height)
     assert not view.unreadable.any()
 
 
-def test_thumbnail_within_is_as_large_as_fits(tmp_path):
+def test_the_picture_to_look_at_is_as_large_as_fits(tmp_path):
     path = write_tiff(tmp_path / "s.tif", noise(2050, 600), factors=(1, 2))
     with open_slide(row_of(path)) as slide:
-        view = slide.thumbnail_within(1024)
-        assert view.rgb.shape[:2] == (150, 513)  # 1025 px of level 1 do not fit, half of them do
-        assert view.px0_per_px_x == pytest.approx(4, rel=1e-3)
-        assert slide.thumbnail_within(4096).rgb.shape[:2] == (600, 2050)
+        _, shown = slide.overviews(mpp=0.5, longest_px=1024)
+        assert shown.rgb.shape[:2] == (150, 513)  # 1025 px of level 1 do not fit, half of them do
+        assert shown.px0_per_px_x == pytest.approx(4, rel=1e-3)
+        _, shown = slide.overviews(mpp=8.0, longest_px=4096)
+        assert shown.rgb.shape[:2] == (600, 2050)
 
 
-def test_thumbnail_coarser_than_asked_only_if_the_slide_is(tmp_path):
+def test_overview_is_coarser_than_asked_only_if_the_slide_is(tmp_path):
     with open_slide(row_of(write_tiff(tmp_path / "s.tif", noise(300, 300), mpp=(9, 9)))) as slide:
-        assert slide.thumbnail(8.0).mpp == pytest.approx(9)
+        view, _ = slide.overviews(mpp=8.0, longest_px=1024)
+        assert view.mpp == pytest.approx(9)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 50))
+def test_a_smaller_thumbnail_covers_the_same_slide(width, height, longest_px):
+    rgb = noise(width, height)
+    lost = rgb[..., 0] > 250
+    small = Thumbnail(rgb, lost, 3.0, 3.0, 1.5).within(longest_px)
+    rows, cols = small.unreadable.shape
+    assert max(rows, cols) == min(longest_px, max(width, height))
+    covered_px0 = (cols * small.px0_per_px_x, rows * small.px0_per_px_y)
+    assert covered_px0 == pytest.approx((width * 3, height * 3))
+    assert small.mpp == pytest.approx(max(small.px0_per_px_x, small.px0_per_px_y) / 2)
+    assert small.unreadable.any() == lost.any()
+
+
+def test_a_smaller_thumbnail_is_a_block_mean():
+    rgb = noise(120, 90)
+    lost = np.zeros((90, 120), dtype=bool)
+    lost[31, 119] = True
+    small = Thumbnail(rgb, lost, 3.0, 3.0, 1.5).within(40)
+    assert np.abs(small.rgb.astype(int) - block_mean(rgb, 3)).max() <= 1
+    assert np.argwhere(small.unreadable).tolist() == [[10, 39]]
 
 
 def test_damaged_tile_is_marked_and_the_rest_of_the_overview_stands(tmp_path):
@@ -216,7 +239,7 @@ def test_damaged_tile_is_marked_and_the_rest_of_the_overview_stands(tmp_path):
     path = write_tiff(tmp_path / "s.tif", image, compression="jpeg")
     damage_tile(path, col=2, row=1)
     with open_slide(row_of(path)) as slide:
-        view = slide.thumbnail(8.0)
+        view, _ = slide.overviews(mpp=8.0, longest_px=64)
     tile = TILE_PX // 16
     expected = np.zeros((4 * tile, 4 * tile), dtype=bool)
     expected[tile : 2 * tile, 2 * tile : 3 * tile] = True
@@ -241,6 +264,19 @@ def test_fingerprint_follows_content_not_name(tmp_path):
         with open_slide(row_of(path)) as slide:
             found.append(slide.fingerprint)
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("share", [0.013, 0.3, 0.5, 0.77])
+def test_fingerprint_sees_damage_in_the_middle(tmp_path, share):
+    path = write_tiff(tmp_path / "s.tif", noise(2900, 2900))  # 25 MB, hardly compressible
+    with open_slide(row_of(path)) as slide:
+        before = slide.fingerprint
+    length = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(max(int(share * length), (1 << 20) + 1))
+        file.write(bytes(length // 63))
+    with open_slide(row_of(path)) as slide:
+        assert slide.fingerprint != before
 
 
 def test_transparent_pixels_become_white_glass():

@@ -13,6 +13,7 @@ from preprocessing.config import TissueConfig
 from preprocessing.tissue import TissueMask, find_tissue
 
 EOSIN, HAEMATOXYLIN, GLASS = (226, 150, 190), (120, 80, 150), (244, 242, 245)
+BLUE, DENSE_BLUE = (190, 200, 220), (95, 110, 165)  # haematoxylin in IHC, as some scanners show it
 INK = {
     "blue": (30, 50, 150),
     "violet-blue": (60, 60, 190),
@@ -54,6 +55,38 @@ def overlap(mask, truth):
     return (mask & truth).sum() / (mask | truth).sum()
 
 
+# Optical densities of red, green and blue: Ruifrok and Johnston (2001), and bluer haematoxylin, as
+# many scanners show it.
+DYES = {
+    "Ruifrok": (0.65, 0.70, 0.29),
+    "bluer": (0.70, 0.66, 0.26),
+    "bluest": (0.75, 0.62, 0.23),
+    "DAB": (0.27, 0.57, 0.78),
+}
+
+
+def dyed(**densities):
+    """Colour of glass under so much of each dye."""
+    total = sum(d * np.array(DYES[name]) for name, d in densities.items())
+    return tuple(np.round(GLASS * 10**-total).astype(int).tolist())
+
+
+def ihc(stroma, follicle, *, radius_um, other_half=None):
+    """Blue tissue in columns 120 to 199, in columns 40 to 119 too or something else; a follicle."""
+    picture, truth = section()
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((40, 40, 199, 199), fill=stroma)
+    draw.rectangle((40, 40, 119, 199), fill=other_half or stroma)
+    r = radius_um / 8
+    draw.ellipse((160 - r, 120 - r, 160 + r, 120 + r), fill=follicle)
+    return picture, truth
+
+
+def kept(picture, truth):
+    """Share of the section found, less its outline, which scanning blurs."""
+    return find(photograph(picture)).mask[ndimage.binary_erosion(truth, iterations=3)].mean()
+
+
 @pytest.mark.parametrize("glass", [GLASS, (255, 255, 255), (224, 222, 228), (242, 238, 226)])
 def test_a_section_is_found_on_every_glass(glass):
     picture, truth = section(glass)
@@ -68,8 +101,9 @@ def test_a_pale_section_is_found(strength):
 
 
 @pytest.mark.parametrize("colour", INK)
-def test_ink_is_no_tissue_and_leaves_the_rest(colour):
-    picture, truth = section()
+@pytest.mark.parametrize("stain", ["H&E", "IHC"])
+def test_ink_is_no_tissue_and_leaves_the_rest(colour, stain):
+    picture, truth = section() if stain == "H&E" else ihc(BLUE, DENSE_BLUE, radius_um=150)
     ImageDraw.Draw(picture).line((120, 0, 120, 110, 290, 110), fill=INK[colour], width=14)
     ink = (np.asarray(picture) == INK[colour]).all(axis=2)
     mask = find(photograph(picture)).mask
@@ -77,6 +111,26 @@ def test_ink_is_no_tissue_and_leaves_the_rest(colour):
     assert mask[truth & ~ndimage.binary_dilation(ink, iterations=8)].mean() > 0.99
     # Less than 1 per mille: soft edges where ink leaves the tissue.
     assert mask[~ndimage.binary_dilation(truth, iterations=2)].mean() < 0.001
+
+
+@pytest.mark.parametrize("radius_um", [56, 64, 150, 300])
+@pytest.mark.parametrize("other_half", [None, (150, 105, 70)])
+def test_ihc_tissue_keeps_its_dense_follicles(radius_um, other_half):
+    assert kept(*ihc(BLUE, DENSE_BLUE, radius_um=radius_um, other_half=other_half)) > 0.99
+
+
+@pytest.mark.parametrize("dye", ["Ruifrok", "bluer", "bluest"])
+@pytest.mark.parametrize("density", [0.25, 0.5, 0.7])
+def test_haematoxylin_alone_is_tissue(dye, density):
+    pale, dense = dyed(**{dye: 0.25}), dyed(**{dye: density})
+    assert kept(*ihc(pale, dense, radius_um=300)) > 0.99
+    assert kept(*ihc(dense, dense, radius_um=300)) > 0.99
+
+
+@pytest.mark.parametrize("dab", [0.2, 0.4, 0.8])
+def test_dab_over_haematoxylin_is_tissue(dab):
+    pale, dense, positive = dyed(Ruifrok=0.2), dyed(Ruifrok=0.6), dyed(Ruifrok=0.3, DAB=dab)
+    assert kept(*ihc(pale, dense, radius_um=200, other_half=positive)) > 0.99
 
 
 def test_a_dot_of_ink_inside_tissue_is_not_filled_like_a_hole():

@@ -1,0 +1,76 @@
+"""The labelled slides of a task, their features, and a digest of both."""
+
+from pathlib import Path
+
+from mil.bags import CohortFeatures, TileOrigin, load_features
+from mil.cohort import Cohort, read_cohort, refuse_disagreement
+from mil.config import StudyConfig, digest
+from mil.splits import refuse_shared_slides
+from mil.tasks.config import SurvivalConfig
+from preprocessing.errors import CohortError
+from preprocessing.manifest import SlideRow, read_manifest
+from preprocessing.process_list import read_process_list
+from preprocessing.store import FeatureStore, open_store, store_path
+
+
+def task_cohort(study: StudyConfig, task: str) -> Cohort:
+    """The labelled slides whose features are there."""
+    section = study.mil.tasks[task]
+    if study.mil.labels is None:
+        raise CohortError(f"task {task!r} needs a label table: set mil.labels")
+    cohort = read_cohort(
+        read_manifest(study.preprocessing.manifest),
+        study.mil.labels,
+        section.target.columns,
+        patient_target=section.bag == "patient" or isinstance(section.target, SurvivalConfig),
+    )
+    if section.bag == "slide" and section.aggregate == "mean":
+        refuse_disagreement(cohort.slides, cohort.target_columns)
+    extracted = {row.slide_id for row in rows_with_features(study)}
+    return cohort.only(extracted, "slides without features")
+
+
+def rows_with_features(study: StudyConfig) -> list[SlideRow]:
+    """The manifest's slides that did not fail: an old store of one that now fails is not used."""
+    statuses = read_process_list(study.features_dir)
+    good = {status.slide_id for status in statuses if status.status != "failed"}
+    return [row for row in read_manifest(study.preprocessing.manifest) if row.slide_id in good]
+
+
+def slide_store(study: StudyConfig, slide_id: str) -> FeatureStore:
+    return open_store(store_path(study.features_dir, slide_id))
+
+
+def splits_path(study: StudyConfig, task: str) -> Path:
+    return study.output / "splits" / f"{task}.json"
+
+
+def task_features(study: StudyConfig, cohort: Cohort) -> CohortFeatures:
+    """All features of the cohort; one slide file under two patients is refused."""
+    encoder = study.preprocessing.encoder.name
+    features = load_features(study.features_dir, cohort.slides.index, encoder)
+    patient_of = {str(slide): str(of) for slide, of in cohort.slides["patient_id"].items()}
+    refuse_shared_slides(patient_of, features.fingerprints)
+    return features
+
+
+def data_digest(study: StudyConfig, task: str, cohort: Cohort) -> str:
+    """Changes with every label, tile and feature that training on `cohort` would see."""
+    section = study.mil.tasks[task]
+    encoder = study.preprocessing.encoder.name
+    tiles = {str(s): _tiles(slide_store(study, str(s)), encoder) for s in cohort.slides.index}
+    asked = section.model_dump(mode="json", exclude={"truth"})
+    return digest(asked, cohort.bags(section.bag).to_csv(), tiles)
+
+
+def _tiles(store: FeatureStore, encoder: str) -> list[object]:
+    made = store.provenance
+    return [
+        made.slide_fingerprint,
+        TileOrigin.of(store, encoder),
+        store.encoder_record(encoder).precision,
+        [made.mpp_x, made.mpp_y],
+        made.tissue.model_dump(mode="json"),
+        made.grid.model_dump(mode="json"),
+        [len(store), int(store.usable.sum())],
+    ]

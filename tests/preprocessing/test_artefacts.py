@@ -1,0 +1,30 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from preprocessing.artefacts import whole_file, whole_folder
+
+
+@pytest.mark.parametrize("kind", [whole_file, whole_folder])
+def test_contents_are_on_the_disk_before_they_take_the_name(tmp_path, monkeypatch, kind):
+    events, fsync, replace = [], os.fsync, Path.replace
+
+    def watched_fsync(handle):
+        events.append(("sync", Path(f"/proc/self/fd/{handle}").readlink().name))
+        fsync(handle)
+
+    def watched_replace(path, target):
+        events.append(("rename", path.name))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(Path, "replace", watched_replace)
+    with kind(tmp_path / "made.json") as partial:
+        if kind is whole_folder:
+            partial.mkdir()
+        inside = partial / "inside" if kind is whole_folder else partial
+        inside.write_text("text")
+    expected = [("sync", name) for name in dict.fromkeys((inside.name, partial.name))]
+    assert events == [*expected, ("rename", partial.name)]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["made.json"]

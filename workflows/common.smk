@@ -1,0 +1,71 @@
+# The study, validated by the classes that the command line uses, and what the rules share.
+import fcntl
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, workflow.basedir)  # a clone that is not installed validates too
+
+from mil.config import digest, dump_study, validate_study
+from preprocessing.artefacts import whole_file
+from preprocessing.errors import HistomilError
+from preprocessing.plan import plan_shards
+
+try:
+    STUDY = validate_study(config, source=" + ".join(map(str, workflow.configfiles)))
+    SHARDS = plan_shards(STUDY.preprocessing)
+except HistomilError as error:
+    raise WorkflowError(str(error))
+
+OUT = str(STUDY.output)
+CONFIG = f"{OUT}/config.yaml"
+HISTOMIL = f"{shlex.quote(sys.executable)} -m mil.cli"
+ARGS = f"--config {shlex.quote(CONFIG)}"
+PAIRS = [(task, method) for task in STUDY.mil.tasks for method in STUDY.mil.methods]
+
+
+LOCKS = []
+
+
+onstart:
+    # Snakemake's own lock outlives a killed run; the kernel takes this one back.
+    Path(OUT).mkdir(parents=True, exist_ok=True)
+    LOCKS.append(open(f"{OUT}/.lock", "w"))
+    try:
+        fcntl.flock(LOCKS[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError(
+            f"another run is writing to {OUT}: wait for it, or end it"
+        )
+    with whole_file(Path(CONFIG)) as partial:
+        partial.write_text(dump_study(STUDY))
+
+
+def prediction_files(wildcards):
+    folder = STUDY.fold_dir(wildcards.task, wildcards.method, 0).parent
+    return [f"{folder}/fold{k}/predictions.csv" for k in range(STUDY.mil.split.folds)]
+
+
+def question(wildcards):
+    return STUDY.mil.tasks[wildcards.task].model_dump(mode="json", exclude={"truth"})
+
+
+def fold_settings(wildcards):
+    return digest(
+        question(wildcards), STUDY.mil.methods[wildcards.method], STUDY.mil.train
+    )
+
+
+def gpus(device):
+    """A job's claim on the GPU counter; `auto` claims one where there is any."""
+    return int(
+        device == "cuda" or (device == "auto" and bool(shutil.which("nvidia-smi")))
+    )
+
+
+wildcard_constraints:
+    shard=r"\d+",
+    fold=r"\d+",
+    task=r"[A-Za-z0-9_-]+",
+    method=r"[A-Za-z0-9_-]+",

@@ -1,0 +1,39 @@
+# Models -> heatmaps and the report.
+rule heatmap:
+    input:
+        prediction_files,
+    output:
+        f"{OUT}/heatmaps/{{task}}/{{method}}/predictions.csv",
+    log:
+        f"{OUT}/logs/heatmap/{{task}}-{{method}}.log",
+    params:
+        settings=lambda wildcards: digest(STUDY.mil.tasks[wildcards.task].truth),
+    shell:
+        "OMP_NUM_THREADS={threads} {HISTOMIL} heatmap {ARGS} --task {wildcards.task} --method {wildcards.method} "
+        "2>&1 | tee {log:q}"
+
+
+rule apply:
+    input:
+        f"{OUT}/features/process_list.csv",
+        lambda wildcards: STUDY.mil.apply[wildcards.name],
+    output:
+        f"{OUT}/applied/{{name}}/predictions.csv",
+    log:
+        f"{OUT}/logs/apply/{{name}}.log",
+    shell:
+        "OMP_NUM_THREADS={threads} {HISTOMIL} heatmap {ARGS} --apply {wildcards.name} 2>&1 | tee {log:q}"
+
+
+rule report:
+    input:
+        f"{OUT}/features/process_list.csv",
+        [f"{OUT}/evaluation/{task}/{method}/metrics.csv" for task, method in PAIRS],
+        [f"{OUT}/heatmaps/{task}/{method}/predictions.csv" for task, method in PAIRS],
+        [f"{OUT}/applied/{name}/predictions.csv" for name in STUDY.mil.apply],
+    output:
+        f"{OUT}/report.html",
+    log:
+        f"{OUT}/logs/report.log",
+    shell:
+        "{HISTOMIL} report {ARGS} 2>&1 | tee {log:q}"
