@@ -32,6 +32,7 @@ from preprocessing.errors import (
 from preprocessing.extract import extract_features, opened
 from preprocessing.geometry import TileGeometry
 from preprocessing.manifest import SlideRow
+from preprocessing.plan import EXTRACTION_VERSION
 from preprocessing.prepare import prepare_slide, tile_geometry
 from preprocessing.reader import RESAMPLING, read_side
 from preprocessing.slide import Slide
@@ -45,8 +46,6 @@ from preprocessing.store import (
     write_store,
 )
 
-# Counts up when tissue, grid or reader code gives other tiles or pixels for the same settings.
-EXTRACTION_VERSION = 1
 _log = logging.getLogger(__name__)
 _PACKAGES = ("histomil", "numpy", "pillow", "zarr", "torch", "timm")
 

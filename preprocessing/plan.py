@@ -12,6 +12,8 @@ from preprocessing.errors import ConfigError
 from preprocessing.manifest import SlideRow, read_manifest
 
 Row = TypeVar("Row")
+# Counts up when tissue, grid or reader code gives other tiles or pixels for the same settings.
+EXTRACTION_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -74,4 +76,6 @@ def _stamp(path: Path) -> list[object]:
 def _digest(config: PreprocessingConfig, rows: object) -> str:
     speed = {"encoder": {"batch_size", "device"}, "readers": True, "shard_size": True}
     settings = config.model_dump(mode="json", exclude={**speed, "manifest": True})
-    return hashlib.sha256(json.dumps([settings, rows], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps([EXTRACTION_VERSION, settings, rows], sort_keys=True).encode()
+    ).hexdigest()[:16]
