@@ -5,7 +5,7 @@ from pathlib import Path
 from mil.bags import CohortFeatures, TileOrigin, load_features
 from mil.cohort import Cohort, read_cohort, refuse_disagreement
 from mil.config import StudyConfig, digest
-from mil.splits import refuse_shared_slides
+from mil.splits import Splits, load_splits, refuse_shared_slides
 from mil.tasks.config import SurvivalConfig
 from preprocessing.errors import CohortError
 from preprocessing.manifest import SlideRow, read_manifest
@@ -61,6 +61,23 @@ def data_digest(study: StudyConfig, task: str, cohort: Cohort) -> str:
     tiles = {str(s): _tiles(slide_store(study, str(s)), encoder) for s in cohort.slides.index}
     asked = section.model_dump(mode="json", exclude={"truth"})
     return digest(asked, cohort.bags(section.bag).to_csv(), tiles)
+
+
+def current_splits(study: StudyConfig, task: str, cohort: Cohort) -> Splits:
+    """The saved folds; refused if labels, tiles or features have changed since they were made."""
+    path = splits_path(study, task)
+    splits = load_splits(path)
+    if splits.data != data_digest(study, task, cohort):
+        raise CohortError(
+            f"labels, slides or features of task {task!r} have changed since {path} was made: make "
+            "the splits anew (histomil split), then train"
+        )
+    if len(splits.folds) != study.mil.split.folds:
+        raise CohortError(
+            f"{path} has {len(splits.folds)} folds, mil.split.folds is {study.mil.split.folds}: "
+            "make the splits anew (histomil split)"
+        )
+    return splits
 
 
 def _tiles(store: FeatureStore, encoder: str) -> list[object]:

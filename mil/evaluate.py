@@ -8,7 +8,7 @@ import pandas as pd
 from mil.config import StudyConfig
 from mil.data import splits_path
 from mil.plots import kaplan_meier_figure, roc_figure
-from mil.predictions import read_predictions
+from mil.predictions import read_predictions, write_csv
 from mil.splits import Splits, load_splits
 from mil.statistics import bootstrap_intervals, metrics_for, whole
 from mil.tasks.config import SurvivalConfig, TaskConfig
@@ -39,10 +39,8 @@ def evaluate_method(study: StudyConfig, task: str, method: str) -> pd.DataFrame:
         ignore_index=True,
     )
     folder = evaluation_dir(study, task, method)
-    with whole_file(folder / "predictions.csv") as partial:
-        test.to_csv(partial, index=False)
-    with whole_file(folder / "metrics.csv") as partial:
-        metrics.to_csv(partial, index=False)
+    write_csv(test, folder / "predictions.csv")
+    write_csv(metrics, folder / "metrics.csv")
     patients = test[test["level"] == "patient"]
     with whole_file(folder / "figure.png") as partial:
         if isinstance(target, SurvivalConfig):

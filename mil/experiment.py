@@ -1,7 +1,6 @@
 """One task asked by one method: folds, the training of one, and its predictions."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -9,16 +8,15 @@ import torch
 from mil.checkpoint import Checkpoint, save_checkpoint
 from mil.cohort import Cohort
 from mil.config import StudyConfig, digest
-from mil.data import data_digest, splits_path, task_cohort, task_features
+from mil.data import current_splits, data_digest, splits_path, task_cohort, task_features
 from mil.heatmaps.scores import CohortScale
 from mil.models.build import build_method
-from mil.predictions import predict, refuse_many_classes
-from mil.splits import PARTS, Fold, Splits, load_splits, make_splits, save_splits
+from mil.predictions import predict, refuse_many_classes, write_csv
+from mil.splits import PARTS, Fold, make_splits, save_splits
 from mil.tasks.build import fit_task
 from mil.tasks.columns import class_names, survival_columns
 from mil.tasks.config import SurvivalConfig, TaskConfig
 from mil.train import Part, answer, tile_evidence, train_method
-from preprocessing.artefacts import whole_file
 from preprocessing.errors import CohortError
 
 
@@ -94,31 +92,14 @@ def run_fold(study: StudyConfig, task: str, method: str, fold: int) -> None:
         notes={"splits": splits.fingerprint, "fold": fold, "run": run_id},
     )
     save_checkpoint(checkpoint, config, features.dim, folder / "checkpoint.safetensors")
-    _write_csv(history, folder / "history.csv")
+    write_csv(history, folder / "history.csv")
     predictions = predict((model, fitted), section, cohort, features)
     predictions.insert(0, "part", predictions["patient_id"].map(part_of))
     predictions.insert(0, "fold", fold)
     predictions["splits"] = splits.fingerprint
-    _write_csv(predictions, folder / "predictions.csv")
+    write_csv(predictions, folder / "predictions.csv")
     for state in [*folder.glob("*.state.pt"), *folder.glob(".*.partial-*")]:
         state.unlink()
-
-
-def current_splits(study: StudyConfig, task: str, cohort: Cohort) -> Splits:
-    """The saved folds; refused if labels, tiles or features have changed since they were made."""
-    path = splits_path(study, task)
-    splits = load_splits(path)
-    if splits.data != data_digest(study, task, cohort):
-        raise CohortError(
-            f"labels, slides or features of task {task!r} have changed since {path} was made: make "
-            "the splits anew (histomil split), then train"
-        )
-    if len(splits.folds) != study.mil.split.folds:
-        raise CohortError(
-            f"{path} has {len(splits.folds)} folds, mil.split.folds is {study.mil.split.folds}: "
-            "make the splits anew (histomil split)"
-        )
-    return splits
 
 
 def _part_of_patient(fold: Fold, patients: Iterable[str]) -> dict[str, str]:
@@ -131,8 +112,3 @@ def _part_of_patient(fold: Fold, patients: Iterable[str]) -> dict[str, str]:
             "cohort has changed since; make the splits anew"
         )
     return part_of
-
-
-def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    with whole_file(path) as partial:
-        table.to_csv(partial, index=False)

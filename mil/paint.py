@@ -14,13 +14,12 @@ from tqdm import tqdm
 from mil.bags import TileOrigin
 from mil.checkpoint import Checkpoint, load_checkpoint, refuse_other_origin
 from mil.config import StudyConfig, TruthConfig
-from mil.data import rows_with_features, slide_store, splits_path, task_cohort
+from mil.data import current_splits, rows_with_features, slide_store, task_cohort
 from mil.heatmaps.export import write_qupath_geojson
 from mil.heatmaps.render import Backdrop, render_heatmap
 from mil.heatmaps.scores import CohortScale, TileLayout, TileScores, score_slide
 from mil.heatmaps.tables import write_scale, write_tile_table
-from mil.splits import load_splits
-from preprocessing.artefacts import whole_file
+from mil.predictions import write_csv
 from preprocessing.errors import CohortError, ConfigError
 from preprocessing.manifest import SlideRow
 from preprocessing.outlines import Outline, read_outlines, share_inside
@@ -40,7 +39,8 @@ def applied_dir(study: StudyConfig, name: str) -> Path:
 
 def paint_method(study: StudyConfig, task: str, method: str) -> None:
     """Paints each labelled slide by the fold that held its patient out."""
-    splits = load_splits(splits_path(study, task))
+    cohort = task_cohort(study, task)
+    splits = current_splits(study, task, cohort)
     models = study.fold_dir(task, method, 0).parent
     paths = [models / f"fold{k}" / "checkpoint.safetensors" for k in range(len(splits.folds))]
 
@@ -53,8 +53,7 @@ def paint_method(study: StudyConfig, task: str, method: str) -> None:
             )
         return paths[fold], "patient held out from this model"
 
-    labelled = set(task_cohort(study, task).slides.index)
-    rows = [row for row in rows_with_features(study) if row.slide_id in labelled]
+    rows = [row for row in rows_with_features(study) if row.slide_id in cohort.slides.index]
     folder = heatmap_dir(study, task, method)
     _paint(study, rows, folder, (paths, model_for), truth=study.mil.tasks[task].truth)
 
@@ -105,13 +104,8 @@ def _paint(
         if truth is not None and outlines is not None:
             tiles.append(TruthTiles.of(scores, outlines, truth.min_overlap))
     if truth is not None:
-        _write_csv(tile_metrics(tiles), folder / "tile_metrics.csv")
-    _write_csv(pd.DataFrame(predictions), folder / "predictions.csv")
-
-
-def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    with whole_file(path) as partial:
-        table.to_csv(partial, index=False)
+        write_csv(tile_metrics(tiles), folder / "tile_metrics.csv")
+    write_csv(pd.DataFrame(predictions), folder / "predictions.csv")
 
 
 def _remove_strangers(folder: Path, slide_ids: set[str]) -> None:

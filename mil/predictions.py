@@ -12,6 +12,7 @@ from mil.models.base import MilMethod
 from mil.tasks.base import Task
 from mil.tasks.config import SurvivalConfig
 from mil.train import Part, answer
+from preprocessing.artefacts import whole_file
 from preprocessing.errors import CohortError
 
 
@@ -83,3 +84,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
     numeric = [c for c in table if c == "risk" or str(c).startswith(("prob_", "survival_"))]
     return table.astype({"fold": int, **dict.fromkeys(numeric, float)})
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    with whole_file(path) as partial:
+        table.to_csv(partial, index=False)

@@ -219,6 +219,15 @@ def test_held_out_patients_are_painted_by_the_fold_that_tests_them(archive):
         assert mine == pytest.approx(row["prob_b"], rel=1e-5)
 
 
+def test_models_of_other_labels_are_not_painted_with(archive):
+    study = study_of(archive)
+    split_task(study, "tumour")
+    labels = (archive / "labels.csv").read_text()
+    (archive / "labels.csv").write_text(labels.replace("p3-1,a", "p3-1,b"))
+    with pytest.raises(CohortError, match="labels, slides or features of task 'tumour' have chang"):
+        paint_method(study, "tumour", "acmil")
+
+
 def test_a_model_refuses_features_of_another_encoder_and_paints_with_its_own_scale(archive):
     study = study_of(archive)
     split_task(study, "tumour")
