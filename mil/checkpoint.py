@@ -10,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from mil.bags import TileOrigin
+from mil.config import TaskSection
+from mil.decisions import Decision, decisions_state, restore_decisions
 from mil.heatmaps.scores import CohortScale
 from mil.models.base import MilMethod
 from mil.models.build import build_method
@@ -19,19 +21,25 @@ from mil.tasks.build import restore_task
 from preprocessing.artefacts import whole_file
 from preprocessing.errors import CheckpointError
 
-FORMAT = "histomil-checkpoint-1"
+FORMAT = "histomil-checkpoint-2"
 _METHOD: TypeAdapter[MethodConfig] = TypeAdapter(MethodConfig)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model, the task it answers, the tiles it understands, a label and a scale for its maps."""
+    """A model and all that its answers need.
+
+    The `task` it answers, of which bags (`section`), and what is called of the answers at each
+    level (`decisions`); the tiles it understands (`origin`); a `label` and a `scale` for its maps.
+    """
 
     method: MilMethod
     task: Task
     origin: TileOrigin
     label: str
     scale: CohortScale
+    section: TaskSection
+    decisions: dict[str, Decision]
     notes: dict[str, Any]
 
 
@@ -44,6 +52,8 @@ def save_checkpoint(checkpoint: Checkpoint, config: MethodConfig, dim: int, path
         "origin": asdict(checkpoint.origin),
         "label": checkpoint.label,
         "scale": asdict(checkpoint.scale),
+        "section": checkpoint.section.model_dump(mode="json", exclude={"truth"}),
+        "decisions": decisions_state(checkpoint.decisions),
         "notes": checkpoint.notes,
     }
     weights = {k: v.detach().cpu().contiguous() for k, v in checkpoint.method.state_dict().items()}
@@ -70,9 +80,41 @@ def load_checkpoint(path: Path) -> Checkpoint:
         _METHOD.validate_python(header["method"]), dim=header["dim"], outputs=task.outputs
     )
     method.load_state_dict(weights)
-    origin = TileOrigin(**header["origin"])
-    scale = CohortScale(**header["scale"])
-    return Checkpoint(method.eval(), task, origin, header["label"], scale, header["notes"])
+    return Checkpoint(
+        method=method.eval(),
+        task=task,
+        origin=TileOrigin(**header["origin"]),
+        label=header["label"],
+        scale=CohortScale(**header["scale"]),
+        section=TaskSection.model_validate(header["section"]),
+        decisions=restore_decisions(header["decisions"]),
+        notes=header["notes"],
+    )
+
+
+def ensemble_paths(path: Path) -> list[Path]:
+    """One checkpoint, or all of a folder as training leaves them: fold<k>/seed<s>/."""
+    return sorted(path.glob("fold*/seed*/checkpoint.safetensors")) if path.is_dir() else [path]
+
+
+def load_ensemble(path: Path) -> dict[Path, Checkpoint]:
+    """The models of `ensemble_paths`; refuses those that answer different questions."""
+    paths = ensemble_paths(path)
+    if not paths:
+        raise CheckpointError(
+            f"{path} holds no fold<k>/seed<s>/checkpoint.safetensors: name a checkpoint, or the "
+            "folder of a trained method (models/<task>/<method>)"
+        )
+    members = {one: load_checkpoint(one) for one in paths}
+    first = members[paths[0]]
+    for one, member in members.items():
+        asked, expected = (m.section.model_dump(exclude={"truth"}) for m in (member, first))
+        if asked != expected or member.task.outputs != first.task.outputs:
+            raise CheckpointError(
+                f"{one} answers another question than {paths[0]}: an ensemble has one; train the "
+                "folder's folds anew with the same settings"
+            )
+    return members
 
 
 def refuse_other_origin(checkpoint: Checkpoint, origin: TileOrigin, path: Path) -> None:

@@ -9,9 +9,13 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mil.config import StudyConfig, load_study
 from preprocessing.errors import ConfigError, HistomilError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Command = Callable[[StudyConfig, argparse.Namespace], int]
 
@@ -21,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     try:
-        if parsed.command is list_encoders:
-            return list_encoders()
+        if "listing" in parsed:
+            return parsed.listing()
         return parsed.command(load_study(parsed.config), parsed)
     except ConfigError as error:
         print(f"histomil: {error}", file=sys.stderr)
@@ -53,15 +57,25 @@ def build_parser() -> argparse.ArgumentParser:
     _with_task(stage("split", split, "patient-level folds of a task"))
     train_parser = _with_method(stage("train", train, "train a method on one fold, or on all"))
     train_parser.add_argument("--fold", type=int, help="only this fold")
+    train_parser.add_argument("--seed", type=int, help="only this seed")
     _with_method(stage("evaluate", evaluate, "test predictions -> metrics with intervals"))
+    _with_task(stage("compare", compare, "paired comparison of all methods on a task"))
+    predict_parser = stage("predict", predict, "answers of trained models for this archive")
+    predict_parser.add_argument(
+        "--apply", metavar="NAME", required=True, help="trained models named in mil.apply"
+    )
     heatmap_parser = stage("heatmap", heatmap, "attention and evidence maps of every slide")
     heatmap_parser.add_argument("--task")
     heatmap_parser.add_argument("--method")
-    heatmap_parser.add_argument("--apply", metavar="NAME", help="a checkpoint named in mil.apply")
+    heatmap_parser.add_argument("--apply", metavar="NAME", help="trained models named in mil.apply")
     stage("report", report, "one page with all tables, figures and heatmaps")
     stage("check", check, "exit with 1, naming them, if any slide failed")
-    listing = stages.add_parser("encoders", help="known encoders, their licence and gating")
-    listing.set_defaults(command=list_encoders)
+    for name, listing, summary in (
+        ("encoders", list_encoders, "known encoders, their licence and gating"),
+        ("presets", list_presets, "known layouts of label tables, for mil.labels.preset"),
+    ):
+        listing_parser = stages.add_parser(name, help=summary, description=summary)
+        listing_parser.set_defaults(listing=listing)
     return parser
 
 
@@ -131,46 +145,77 @@ def split(study: StudyConfig, parsed: argparse.Namespace) -> int:
     from mil.experiment import split_task
 
     _known(parsed.task, study.mil.tasks, "task")
-    cohort = split_task(study, parsed.task)
-    for reason, ids in cohort.report.items():
-        print(f"{parsed.task}: {len(ids)} {reason}: {', '.join(map(str, ids))}", file=sys.stderr)
-    patients = cohort.slides["patient_id"].nunique()
-    path = splits_path(study, parsed.task)
-    print(f"{parsed.task}: {len(cohort.slides)} slides of {patients} patients in {path}")
+    for line in split_task(study, parsed.task):
+        print(f"{parsed.task}: {line}")
+    print(f"{parsed.task}: folds in {splits_path(study, parsed.task)}")
     return 0
 
 
 def train(study: StudyConfig, parsed: argparse.Namespace) -> int:
     from mil.data import splits_path
-    from mil.experiment import run_fold
+    from mil.experiment import run_member
     from mil.records import recorded
 
     _known_pair(study, parsed)
-    folds = study.mil.split.folds
-    chosen = range(folds) if parsed.fold is None else [_index(parsed.fold, folds, "fold")]
+    folds, seeds = study.mil.split.number_of_folds, study.seeds(parsed.method)
+    if parsed.seed is not None and parsed.seed not in seeds:
+        raise ConfigError(f"seed {parsed.seed} is not configured; {parsed.method} has {[*seeds]}")
     inputs = {"splits": splits_path(study, parsed.task)}
-    for fold in chosen:
-        record = study.fold_dir(parsed.task, parsed.method, fold) / "record.json"
-        with recorded(record, "train", study, inputs):
-            run_fold(study, parsed.task, parsed.method, fold)
-        print(f"{parsed.task}, {parsed.method}, fold {fold}: {record.parent}")
+    for fold in range(folds) if parsed.fold is None else [_index(parsed.fold, folds, "fold")]:
+        for seed in seeds if parsed.seed is None else [parsed.seed]:
+            folder = study.member_dir(parsed.task, parsed.method, fold, seed)
+            with recorded(folder / "record.json", "train", study, inputs):
+                run_member(study, parsed.task, parsed.method, fold=fold, seed=seed)
+            print(f"{parsed.task}, {parsed.method}, fold {fold}, seed {seed}: {folder}")
     return 0
 
 
 def evaluate(study: StudyConfig, parsed: argparse.Namespace) -> int:
-    from mil.evaluate import evaluate_method, evaluation_dir
+    from mil.evaluation.evaluate import evaluate_answerer, evaluation_dir
     from mil.records import recorded
 
     _known_pair(study, parsed)
     folder = evaluation_dir(study, parsed.task, parsed.method)
     inputs = {
-        f"fold{k}": study.fold_dir(parsed.task, parsed.method, k) / "predictions.csv"
-        for k in range(study.mil.split.folds)
+        f"fold{k}, seed{s}": study.member_dir(parsed.task, parsed.method, k, s) / "predictions.csv"
+        for k in range(study.mil.split.number_of_folds)
+        for s in study.seeds(parsed.method)
     }
     with recorded(folder / "record.json", "evaluate", study, inputs):
-        metrics = evaluate_method(study, parsed.task, parsed.method)
-    pooled = metrics[metrics["fold"] == "all"].drop(columns="fold")
-    print(pooled.to_string(index=False, float_format="%.3f"))
+        metrics = evaluate_answerer(study, parsed.task, parsed.method)
+    _print_metrics(metrics)
+    return 0
+
+
+def compare(study: StudyConfig, parsed: argparse.Namespace) -> int:
+    from mil.evaluation.compare import compare_answerers
+
+    _known(parsed.task, study.mil.tasks, "task")
+    table = compare_answerers(study, parsed.task)
+    print(table.to_string(index=False, float_format="%.3f"))
+    return 0
+
+
+def predict(study: StudyConfig, parsed: argparse.Namespace) -> int:
+    from mil.checkpoint import ensemble_paths
+    from mil.ensemble import applied_dir, predict_cohort
+    from mil.evaluation.evaluate import evaluate_applied
+    from mil.records import recorded
+
+    _known(parsed.apply, study.mil.apply, "apply")
+    folder = applied_dir(study, parsed.apply)
+    models = ensemble_paths(study.mil.apply[parsed.apply])
+    inputs = {f"model{i}": path for i, path in enumerate(models)}
+    with recorded(folder / "record.json", "predict", study, inputs):
+        table = predict_cohort(study, parsed.apply)
+        metrics = evaluate_applied(study, parsed.apply)
+    counts = table["level"].value_counts()
+    print(
+        f"{len(models)} model(s) answered for {counts['slide']} slides of {counts['patient']} "
+        f"patients: {folder / 'predictions.csv'}"
+    )
+    if metrics is not None:
+        _print_metrics(metrics)
     return 0
 
 
@@ -183,7 +228,8 @@ def heatmap(study: StudyConfig, parsed: argparse.Namespace) -> int:
         return 0
     if parsed.task is None or parsed.method is None:
         raise ConfigError("give --task and --method, or --apply with a name of mil.apply")
-    _known_pair(study, parsed)
+    _known(parsed.task, study.mil.tasks, "task")
+    _known(parsed.method, study.mil.methods, "method")
     paint_method(study, parsed.task, parsed.method)
     return 0
 
@@ -210,12 +256,27 @@ def check(study: StudyConfig, _: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _print_metrics(metrics: "pd.DataFrame") -> None:
+    pooled = metrics[metrics["fold"] == "all"].drop(columns="fold")
+    print(pooled.to_string(index=False, float_format="%.3f", na_rep=""))
+
+
 def list_encoders() -> int:
     from preprocessing.encoders.registry import REGISTRY
 
     for spec in REGISTRY.values():
         gate = "gated" if spec.gated else "open"
         print(f"{spec.name:16} {spec.dim:5} dims  {spec.input_px} px  {gate:6} {spec.licence}")
+    return 0
+
+
+def list_presets() -> int:
+    from mil.cohorts.presets import PRESETS
+
+    for name, preset in PRESETS.items():
+        print(f"{name:18} {preset.source}")
+        for line in preset.notes:
+            print(f"{'':18} {line}")
     return 0
 
 
@@ -226,7 +287,7 @@ def _known(name: str, known: dict, kind: str) -> None:
 
 def _known_pair(study: StudyConfig, parsed: argparse.Namespace) -> None:
     _known(parsed.task, study.mil.tasks, "task")
-    _known(parsed.method, study.mil.methods, "method")
+    _known(parsed.method, dict.fromkeys(study.answerers(parsed.task)), "method")
 
 
 def _index(value: int, count: int, kind: str) -> int:

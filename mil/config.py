@@ -12,20 +12,26 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import to_jsonable_python
 
+from mil.cohorts.presets import PRESETS
 from mil.models.config import MethodConfig
-from mil.tasks.config import TaskConfig
+from mil.tasks.config import CoxConfig, TaskConfig
 from preprocessing.config import PreprocessingConfig, Section
 from preprocessing.errors import ConfigError
 
 # Columns of the prediction tables; a target of such a name would be overwritten.
-RESERVED = {"fold", "part", "level", "id", "splits", "patient_id", "slide_id", "slide_ids"}
-RESERVED |= {"risk", "risk_cut", "risk_group"}
+RESERVED = {"fold", "repeat", "seed", "part", "level", "id", "splits"}
+RESERVED |= {"patient_id", "slide_id", "slide_ids"}
+RESERVED |= {"risk", "risk_sd", "risk_cut", "risk_group"}
+RESERVED |= {"threshold", "predicted", "conformal_set", "abstain"}
+RESERVED_PREFIXES = ("prob_", "uncalibrated_", "survival_", "spread_")
+Baseline = Literal["mean_features", "clinical"]
+BASELINES = get_args(Baseline)
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
@@ -50,14 +56,36 @@ class TaskSection(Section):
         description="slide bags only: a patient's probability is the mean over slides (labels must "
         "agree), or the maximum of the positive class (a patient is positive if one slide is)",
     )
+    covariates: tuple[str, ...] = Field(
+        default=(), description="columns (age, stage, ...) to adjust for, and the clinical baseline"
+    )
+    baselines: tuple[Baseline, ...] | None = Field(
+        default=None,
+        description="answers without MIL, beside the methods; None: mean_features, and clinical "
+        "where covariates are given",
+    )
     truth: TruthConfig | None = Field(
         default=None, description="outlines to draw on the task's heatmaps and to score tiles by"
     )
 
+    @property
+    def asked_baselines(self) -> tuple[Baseline, ...]:
+        default: tuple[Baseline, ...] = ("mean_features", "clinical")
+        if self.baselines is None:
+            return default if self.covariates else default[:1]
+        return self.baselines
+
+    @model_validator(mode="after")
+    def _clinical_needs_covariates(self) -> "TaskSection":
+        if "clinical" in (self.baselines or ()) and not self.covariates:
+            msg = "baselines: clinical needs `covariates`"
+            raise ValueError(msg)
+        return self
+
     @model_validator(mode="after")
     def _columns_are_not_ours(self) -> "TaskSection":
-        for column in self.target.columns:
-            if column in RESERVED or column.startswith(("prob_", "survival_")):
+        for column in (*self.target.columns, *self.covariates):
+            if column in RESERVED or column.startswith(RESERVED_PREFIXES):
                 msg = f"column {column!r} is a name of the result tables; rename it"
                 raise ValueError(msg)
         return self
@@ -70,30 +98,100 @@ class TaskSection(Section):
         return self
 
 
+class LabelsConfig(Section):
+    """The label table as it is in the wild, and what its columns mean; nothing is guessed."""
+
+    table: Path = Field(description="CSV, TSV or XLSX, one row a slide or a patient")
+    preset: str | None = Field(default=None, description="a known layout, see `histomil presets`")
+    columns: dict[str, str] = Field(
+        default={}, description="canonical name -> the table's column; goes before the preset"
+    )
+    join: tuple[Path, ...] = Field(
+        default=(), description="further tables of the same layout, joined by slide or patient"
+    )
+
+    @model_validator(mode="after")
+    def _preset_is_known(self) -> "LabelsConfig":
+        if self.preset is not None and self.preset not in PRESETS:
+            msg = f"preset: {self.preset!r} is not known; known are {', '.join(sorted(PRESETS))}"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _event_has_one_source(self) -> "LabelsConfig":
+        if {"event", "censorship"} <= set(self.columns):
+            msg = "columns: give event or censorship (1 = censored), not both"
+            raise ValueError(msg)
+        return self
+
+
 class SplitConfig(Section):
     """Patient-level stratified folds, each with a validation part inside its training part."""
 
-    folds: int = Field(default=5, ge=2)
+    scheme: Literal["kfold", "monte_carlo", "supplied"] = Field(
+        default="kfold",
+        description="kfold: everyone is tested once a repeat; monte_carlo: `folds` random draws of "
+        "`test_share`; supplied: from `files`",
+    )
+    folds: int = Field(default=5, ge=1)
+    repeats: int = Field(default=1, ge=1, description="kfold only: so many different k-folds")
+    test_share: float = Field(default=0.2, gt=0, le=0.5, description="monte_carlo only")
     validation_share: float = Field(default=0.2, gt=0, le=1 / 3)
+    group: str | None = Field(
+        default=None,
+        description="a column, e.g. site: patients of one value are never split between parts",
+    )
+    files: tuple[Path, ...] = Field(
+        default=(), description="supplied only: one file a fold, or one"
+    )
+    test_part: Literal["test", "val"] = Field(
+        default="test", description="supplied only: the part that is held out"
+    )
     seed: int = 0
+
+    @property
+    def number_of_folds(self) -> int:
+        return self.folds * self.repeats
+
+    @model_validator(mode="after")
+    def _keys_fit_the_scheme(self) -> "SplitConfig":
+        if self.scheme == "kfold" and self.folds < 2:
+            msg = f"folds: cross-validation needs 2 or more, got {self.folds}"
+            raise ValueError(msg)
+        if self.scheme != "kfold" and self.repeats != 1:
+            msg = f"repeats: only scheme kfold is repeated, this is {self.scheme}"
+            raise ValueError(msg)
+        if (self.scheme == "supplied") != bool(self.files):
+            msg = "files: give the split files with scheme: supplied, and only then"
+            raise ValueError(msg)
+        return self
 
 
 class TrainConfig(Section):
     epochs: int = Field(default=50, ge=1)
     learning_rate: float = Field(default=2e-4, gt=0)
     weight_decay: float = Field(default=1e-5, ge=0)
-    bags_per_step: int = Field(default=1, ge=1)
+    bags_per_step: Annotated[int, Field(ge=1)] | Literal["epoch"] = Field(
+        default=1,
+        description="epoch: one step an epoch over all training bags, in the memory of one bag",
+    )
     patience: int = Field(
         default=15, ge=1, description="epochs without a better validation loss before stopping"
     )
     min_epochs: int = Field(default=10, ge=1, description="no early stop before this epoch")
     seed: int = 0
+    seeds: int = Field(default=1, ge=1, description="models a fold, from seed, seed + 1, ...")
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+def _table_alone(value: object) -> object:
+    """`labels: labels.csv` is short for `labels: {table: labels.csv}`."""
+    return {"table": value} if isinstance(value, str | Path) else value
+
+
 class MilConfig(Section):
-    labels: Path | None = Field(
-        default=None, description="CSV keyed by slide_id or patient_id with the target columns"
+    labels: Annotated[LabelsConfig, BeforeValidator(_table_alone)] | None = Field(
+        default=None, description="a table keyed by slide_id or patient_id, or a section"
     )
     tasks: dict[Name, TaskSection] = Field(default={})
     methods: dict[Name, MethodConfig] = Field(default={})
@@ -101,13 +199,26 @@ class MilConfig(Section):
     train: TrainConfig = TrainConfig()
     bootstrap: int = Field(default=1000, ge=100, description="patient bootstrap resamples")
     apply: dict[Name, Path] = Field(
-        default={}, description="trained checkpoints to paint this archive's slides with"
+        default={},
+        description="trained models to ask about this archive's slides: a checkpoint, or a folder "
+        "models/<task>/<method>, whose folds and seeds then answer together",
     )
 
     @model_validator(mode="after")
-    def _tasks_need_labels_and_methods(self) -> "MilConfig":
+    def _baselines_keep_their_names(self) -> "MilConfig":
+        if taken := sorted(set(self.methods) & set(BASELINES)):
+            msg = f"methods: {taken[0]!r} is the name of a baseline; choose another"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_have_what_they_need(self) -> "MilConfig":
         if self.tasks and self.labels is None:
             msg = "tasks are configured but `labels` names no table"
+            raise ValueError(msg)
+        cox = [name for name, task in self.tasks.items() if isinstance(task.target, CoxConfig)]
+        if cox and self.train.bags_per_step == 1:
+            msg = f"train.bags_per_step: task {cox[0]!r} compares patients; use epoch, or 2 or more"
             raise ValueError(msg)
         if bool(self.tasks) != bool(self.methods):
             msg = "`tasks` and `methods` go together: give both, or neither (features only)"
@@ -124,8 +235,17 @@ class StudyConfig(Section):
     def features_dir(self) -> Path:
         return self.output / "features"
 
-    def fold_dir(self, task: str, method: str, fold: int) -> Path:
-        return self.output / "models" / task / method / f"fold{fold}"
+    def answerers(self, task: str) -> list[str]:
+        """Who answers a task: the methods, then the baselines without MIL."""
+        return [*self.mil.methods, *self.mil.tasks[task].asked_baselines]
+
+    def seeds(self, answerer: str) -> range:
+        """One model a seed; a baseline is not random."""
+        first = self.mil.train.seed
+        return range(first, first + (1 if answerer in BASELINES else self.mil.train.seeds))
+
+    def member_dir(self, task: str, answerer: str, fold: int, seed: int) -> Path:
+        return self.output / "models" / task / answerer / f"fold{fold}" / f"seed{seed}"
 
 
 def load_study(path: Path) -> StudyConfig:

@@ -1,12 +1,15 @@
 """The labelled slides of a task, their features, and a digest of both."""
 
+from hashlib import sha256
 from pathlib import Path
 
+import pandas as pd
+
 from mil.bags import CohortFeatures, TileOrigin, load_features
-from mil.cohort import Cohort, read_cohort, refuse_disagreement
+from mil.cohorts.cohort import Cohort, read_cohort, refuse_disagreement
 from mil.config import StudyConfig, digest
-from mil.splits import Splits, load_splits, refuse_shared_slides
-from mil.tasks.config import SurvivalConfig
+from mil.folds.splits import Splits, load_splits, refuse_shared_groups, refuse_shared_slides
+from mil.tasks.config import SurvivalTarget
 from preprocessing.errors import CohortError
 from preprocessing.manifest import SlideRow, read_manifest
 from preprocessing.process_list import read_process_list
@@ -22,7 +25,9 @@ def task_cohort(study: StudyConfig, task: str) -> Cohort:
         read_manifest(study.preprocessing.manifest),
         study.mil.labels,
         section.target.columns,
-        patient_target=section.bag == "patient" or isinstance(section.target, SurvivalConfig),
+        patient_target=section.bag == "patient" or isinstance(section.target, SurvivalTarget),
+        covariates=section.covariates,
+        group=study.mil.split.group,
     )
     if section.bag == "slide" and section.aggregate == "mean":
         refuse_disagreement(cohort.slides, cohort.target_columns)
@@ -45,22 +50,42 @@ def splits_path(study: StudyConfig, task: str) -> Path:
     return study.output / "splits" / f"{task}.json"
 
 
+def cohort_path(study: StudyConfig, task: str) -> Path:
+    """What the cohort of a task holds, and what did not match and why."""
+    return splits_path(study, task).with_suffix(".cohort.json")
+
+
 def task_features(study: StudyConfig, cohort: Cohort) -> CohortFeatures:
-    """All features of the cohort; one slide file under two patients is refused."""
+    """All features of the cohort."""
     encoder = study.preprocessing.encoder.name
-    features = load_features(study.features_dir, cohort.slides.index, encoder)
+    return load_features(study.features_dir, cohort.slides.index, encoder)
+
+
+def refuse_shared_images(study: StudyConfig, cohort: Cohort) -> None:
+    """Refuses one slide image under the ids of two patients."""
     patient_of = {str(slide): str(of) for slide, of in cohort.slides["patient_id"].items()}
-    refuse_shared_slides(patient_of, features.fingerprints)
-    return features
+    found = {s: slide_store(study, s).provenance.slide_fingerprint for s in patient_of}
+    refuse_shared_slides(patient_of, found)
 
 
 def data_digest(study: StudyConfig, task: str, cohort: Cohort) -> str:
-    """Changes with every label, tile and feature that training on `cohort` would see."""
+    """Changes with every label, tile and feature that training on `cohort` would see, and with how
+    its patients are to be divided.
+    """
     section = study.mil.tasks[task]
     encoder = study.preprocessing.encoder.name
     tiles = {str(s): _tiles(slide_store(study, str(s)), encoder) for s in cohort.slides.index}
     asked = section.model_dump(mode="json", exclude={"truth"})
-    return digest(asked, cohort.bags(section.bag).to_csv(), tiles)
+    config = study.mil.split
+    given = {str(path): sha256(path.read_bytes()).hexdigest() for path in config.files}
+    return digest(asked, cohort.bags(section.bag).to_csv(), tiles, config, given)
+
+
+def patient_groups(study: StudyConfig, cohort: Cohort) -> pd.Series | None:
+    """Patient -> value of the column that `split.group` names; None where it names none."""
+    if study.mil.split.group is None:
+        return None
+    return cohort.slides.groupby("patient_id")[study.mil.split.group].first()
 
 
 def current_splits(study: StudyConfig, task: str, cohort: Cohort) -> Splits:
@@ -69,14 +94,12 @@ def current_splits(study: StudyConfig, task: str, cohort: Cohort) -> Splits:
     splits = load_splits(path)
     if splits.data != data_digest(study, task, cohort):
         raise CohortError(
-            f"labels, slides or features of task {task!r} have changed since {path} was made: make "
-            "the splits anew (histomil split), then train"
+            f"labels, slides, features or splits of task {task!r} have changed since {path} was "
+            "made: make the splits anew (histomil split), then train"
         )
-    if len(splits.folds) != study.mil.split.folds:
-        raise CohortError(
-            f"{path} has {len(splits.folds)} folds, mil.split.folds is {study.mil.split.folds}: "
-            "make the splits anew (histomil split)"
-        )
+    groups = patient_groups(study, cohort)
+    if groups is not None:
+        refuse_shared_groups(splits, groups)
     return splits
 
 

@@ -1,40 +1,65 @@
-"""One task asked by one method: folds, the training of one, and its predictions."""
+"""One task asked of one answerer: folds, the training of a member, and its sealed predictions."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
+from typing import cast
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
+from mil.bags import CohortFeatures
+from mil.baselines import BaselineData, Covariates, fit_baseline, mean_features
 from mil.checkpoint import Checkpoint, save_checkpoint
-from mil.cohort import Cohort
-from mil.config import StudyConfig, digest
-from mil.data import current_splits, data_digest, splits_path, task_cohort, task_features
+from mil.config import BASELINES, Baseline, StudyConfig, digest
+from mil.data import (
+    cohort_path,
+    current_splits,
+    data_digest,
+    patient_groups,
+    refuse_shared_images,
+    splits_path,
+    task_cohort,
+    task_features,
+)
+from mil.decisions import Decision, apply_decisions, decisions_state, fit_decisions
+from mil.folds.split_files import read_split_files
+from mil.folds.splits import PARTS, make_splits, save_splits
 from mil.heatmaps.scores import CohortScale
+from mil.models.base import MilMethod
 from mil.models.build import build_method
-from mil.predictions import predict, refuse_many_classes, write_csv
-from mil.splits import PARTS, Fold, make_splits, save_splits
+from mil.predictions import Answer, predict, refuse_many_classes, write_csv
+from mil.seals import enter, is_sealed, seal
+from mil.tasks.base import Answers, Task
 from mil.tasks.build import fit_task
-from mil.tasks.columns import class_names, survival_columns
-from mil.tasks.config import SurvivalConfig, TaskConfig
+from mil.tasks.columns import class_names, named, survival_columns
+from mil.tasks.config import CoxConfig, SurvivalTarget, TaskConfig
+from mil.tasks.survival import SurvivalTask
 from mil.train import Part, answer, tile_evidence, train_method
-from preprocessing.errors import CohortError
+from preprocessing.artefacts import whole_file
 
 
-def split_task(study: StudyConfig, task: str) -> Cohort:
-    """Makes and saves the folds of a task; returns the cohort that they divide."""
+def split_task(study: StudyConfig, task: str) -> list[str]:
+    """Makes and saves the folds of a task; returns what the cohort holds, a line each."""
     cohort = task_cohort(study, task)
-    bags = cohort.bags(study.mil.tasks[task].bag)
-    section = study.mil.split
-    splits = make_splits(
+    refuse_shared_images(study, cohort)
+    section, config = study.mil.tasks[task], study.mil.split
+    bags = cohort.bags(section.bag)
+    splits, notes = make_splits(
         bags,
-        strata(study.mil.tasks[task].target, bags),
-        folds=section.folds,
-        validation_share=section.validation_share,
-        seed=section.seed,
+        strata(section.target, bags),
+        config=config,
+        groups=patient_groups(study, cohort),
+        supplied=read_split_files(config.files, config.test_part) if config.files else None,
         data=data_digest(study, task, cohort),
     )
     save_splits(splits, splits_path(study, task))
-    return cohort
+    lines = cohort.describe(section.target)
+    facts = {"lines": lines, "report": {**cohort.report, **notes}}
+    with whole_file(cohort_path(study, task)) as partial:
+        partial.write_text(json.dumps(facts, indent=1))
+    return [*lines, *(f"{len(v)} {k}: {named(v)}" for k, v in facts["report"].items())]
 
 
 def strata(target: TaskConfig, bags: pd.DataFrame) -> list[pd.Series]:
@@ -42,7 +67,7 @@ def strata(target: TaskConfig, bags: pd.DataFrame) -> list[pd.Series]:
 
     A survival cohort may do without censored patients, so the coarsest choice is then no balance.
     """
-    if not isinstance(target, SurvivalConfig):
+    if not isinstance(target, SurvivalTarget):
         return [class_names(bags, target.label)]
     times, events = survival_columns(bags, time=target.time, event=target.event)
     table = pd.DataFrame({"time": times, "event": events}, index=bags.index)
@@ -54,61 +79,156 @@ def strata(target: TaskConfig, bags: pd.DataFrame) -> list[pd.Series]:
     return [by_both, by_event, anyone] if few_censored else [by_both, by_event]
 
 
-def run_fold(study: StudyConfig, task: str, method: str, fold: int) -> None:
-    """Trains `method` on one fold of `task`; writes checkpoint, history and predictions."""
-    section, config = study.mil.tasks[task], study.mil.methods[method]
-    folder = study.fold_dir(task, method, fold)
-    cohort = task_cohort(study, task)
-    splits = current_splits(study, task, cohort)
-    features = task_features(study, cohort)
-    bags = cohort.bags(section.bag)
-    part_of = _part_of_patient(splits.folds[fold], bags["patient_id"])
-    tables = {name: bags[bags["patient_id"].map(part_of) == name] for name in PARTS}
+class _Member:
+    """One fold and seed of an answerer: its bags by part, and where its files go."""
 
-    fitted = fit_task(section.target, tables["train"])
-    refuse_many_classes(section, fitted)
+    def __init__(
+        self, study: StudyConfig, task: str, answerer: str, *, fold: int, seed: int
+    ) -> None:
+        self.study, self.task_name, self.answerer = study, task, answerer
+        self.number, self.seed = fold, seed
+        self.section = study.mil.tasks[task]
+        self.folder = study.member_dir(task, answerer, fold, seed)
+        cohort = task_cohort(study, task)
+        self.splits = current_splits(study, task, cohort)
+        self.fold = self.splits.folds[fold]
+        used = {patient for ids in self.fold.parts().values() for patient in ids}
+        mine = cohort.slides.index[cohort.slides["patient_id"].isin(used)]
+        self.cohort = cohort.only(set(mine), "slides of patients in no part of the fold")
+        bags = self.cohort.bags(self.section.bag)
+        part_of = self.parts(bags["patient_id"])
+        self.tables = {name: bags[part_of == name] for name in PARTS}
+
+    def parts(self, patients: Iterable[str]) -> np.ndarray:
+        """The part of the fold that each patient is in."""
+        part_of = {patient: part for part, ids in self.fold.parts().items() for patient in ids}
+        return np.array([part_of[patient] for patient in patients])
+
+    @property
+    def kind(self) -> Baseline:
+        """Which baseline this is."""
+        return cast("Baseline", self.answerer)
+
+    @property
+    def settings(self) -> str:
+        """A digest of all that was chosen; two looks at a test part differ where this differs."""
+        config = self.study.mil.methods.get(self.answerer, self.answerer)
+        section = self.section.model_dump(mode="json", exclude={"truth"})
+        train = self.study.mil.train.model_dump(mode="json", exclude={"seed", "seeds", "device"})
+        return digest(config, section, {} if self.answerer in BASELINES else train)
+
+    @property
+    def run_id(self) -> str:
+        return digest(self.settings, self.splits.fingerprint, self.number, self.seed)
+
+    def write(self, answers: pd.DataFrame, task: Task, decisions: dict[str, Decision]) -> None:
+        """predictions.csv and fitted.json, sealed."""
+        place = {"fold": self.number, "repeat": self.fold.repeat, "seed": self.seed}
+        table = answers.assign(splits=self.splits.fingerprint)
+        for position, (name, value) in enumerate(place.items()):
+            table.insert(position, name, value)
+        fitted = {**place, "task": task.state(), "decisions": decisions_state(decisions)}
+        if isinstance(task, SurvivalTask):
+            fitted |= {"times": list(task.times), "horizons": list(task.horizons)}
+        write_csv(table, self.folder / "predictions.csv")
+        with whole_file(self.folder / "fitted.json") as partial:
+            partial.write_text(json.dumps(fitted, indent=1))
+        seal(self.folder, self.run_id)
+        asked = {"task": self.task_name, "answerer": self.answerer}
+        enter(self.study, {**asked, **place, "settings": self.settings, "run": self.run_id})
+
+
+def run_member(study: StudyConfig, task: str, answerer: str, *, fold: int, seed: int) -> None:
+    """Trains one model, or fits one baseline; writes its predictions once and seals them.
+
+    A member whose predictions of this very run are sealed already is left as it is.
+    """
+    member = _Member(study, task, answerer, fold=fold, seed=seed)
+    if is_sealed(member.folder, member.run_id):
+        return
+    features = task_features(study, member.cohort)
+    if answerer in BASELINES:
+        _run_baseline(member, features)
+    else:
+        _run_method(member, features)
+
+
+def _run_method(member: _Member, features: CohortFeatures) -> None:
+    config = member.study.mil.methods[member.answerer]
+    train = member.study.mil.train.model_copy(update={"seed": member.seed})
+    fitted = fit_task(member.section.target, member.tables["train"])
+    refuse_many_classes(member.section, fitted)
     training, validation = (
-        Part(tables[name], fitted.encode(tables[name]), features)
+        Part(member.tables[name], fitted.encode(member.tables[name]), features)
         for name in ("train", "validation")
     )
-    torch.manual_seed(study.mil.train.seed)  # initial weights
+    torch.manual_seed(member.seed)  # initial weights
     model = build_method(config, dim=features.dim, outputs=fitted.outputs)
-    run_id = digest(config, study.mil.train, fitted.state(), splits.fingerprint, fold)
     history = train_method(
         model,
         fitted,
         (training, validation),
-        config=study.mil.train,
-        state_dir=folder,
-        run_id=run_id,
+        config=train,
+        state_dir=member.folder,
+        run_id=member.run_id,
     )
-    fitted = fitted.centred(answer(model, training))
+    fitted = fitted.completed(
+        *(Answers(answer(model, part), part.encoded) for part in (training, validation))
+    )
+    answers, decisions = _decided(member, _model_answer(model, features), fitted)
     checkpoint = Checkpoint(
         method=model,
         task=fitted,
         origin=features.origin,
-        label=f"{task}, {method}, fold {fold}",
+        label=f"{member.task_name}, {member.answerer}, fold {member.number}, seed {member.seed}",
         scale=CohortScale.fit(tile_evidence(model, fitted, validation), fitted.evidence_name),
-        notes={"splits": splits.fingerprint, "fold": fold, "run": run_id},
+        section=member.section,
+        decisions=decisions,
+        notes={"splits": member.splits.fingerprint, "fold": member.number, "run": member.run_id},
     )
-    save_checkpoint(checkpoint, config, features.dim, folder / "checkpoint.safetensors")
-    write_csv(history, folder / "history.csv")
-    predictions = predict((model, fitted), section, cohort, features)
-    predictions.insert(0, "part", predictions["patient_id"].map(part_of))
-    predictions.insert(0, "fold", fold)
-    predictions["splits"] = splits.fingerprint
-    write_csv(predictions, folder / "predictions.csv")
-    for state in [*folder.glob("*.state.pt"), *folder.glob(".*.partial-*")]:
+    path = member.folder / "checkpoint.safetensors"
+    save_checkpoint(checkpoint, config, features.dim, path)
+    write_csv(history, member.folder / "history.csv")
+    member.write(answers, fitted, decisions)
+    for state in [*member.folder.glob("*.state.pt"), *member.folder.glob(".*.partial-*")]:
         state.unlink()
 
 
-def _part_of_patient(fold: Fold, patients: Iterable[str]) -> dict[str, str]:
-    """Patient -> part; a patient that the saved splits do not know is refused."""
-    part_of = {patient: part for part, ids in fold.parts().items() for patient in ids}
-    unknown = sorted(set(patients) - set(part_of))
-    if unknown:
-        raise CohortError(
-            f"patient(s) {unknown[:5]} are in the cohort but in no part of the saved splits: the "
-            "cohort has changed since; make the splits anew"
-        )
-    return part_of
+def _model_answer(model: MilMethod, features: CohortFeatures) -> Answer:
+    return lambda bags: answer(model, Part(bags, torch.empty(len(bags)), features))
+
+
+def _run_baseline(member: _Member, features: CohortFeatures) -> None:
+    target = member.section.target
+    if isinstance(target, SurvivalTarget):  # baselines of survival are Cox models
+        target = CoxConfig(time=target.time, event=target.event, times=target.times)
+    fitted = fit_task(target, member.tables["train"])
+    refuse_many_classes(member.section, fitted)
+    matrix = _baseline_matrix(member, features)
+    parts = {
+        name: BaselineData(matrix(member.tables[name]), fitted.encode(member.tables[name]))
+        for name in ("train", "validation")
+    }
+    baseline = fit_baseline(member.kind, fitted, parts["train"], parts["validation"])
+    fitted = fitted.completed(
+        *(Answers(baseline.logits(part.features), part.encoded) for part in parts.values())
+    )
+    answers, decisions = _decided(member, lambda bags: baseline.logits(matrix(bags)), fitted)
+    member.write(answers, fitted, decisions)
+
+
+def _baseline_matrix(
+    member: _Member, features: CohortFeatures
+) -> Callable[[pd.DataFrame], NDArray[np.float64]]:
+    """What a baseline sees of a table of bags, as (bags, d)."""
+    if member.kind == "mean_features":
+        return lambda bags: mean_features(bags, features)
+    return Covariates.fit(member.tables["train"], member.section.covariates).matrix
+
+
+def _decided(member: _Member, ask: Answer, task: Task) -> tuple[pd.DataFrame, dict[str, Decision]]:
+    """All answers, by part, with what is called of them by decisions fitted inside the fold."""
+    answers = predict(ask, task, member.section, member.cohort)
+    answers.insert(0, "part", member.parts(answers["patient_id"]))
+    decisions = fit_decisions(member.section.target, answers)
+    return apply_decisions(decisions, answers), decisions

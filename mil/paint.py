@@ -1,4 +1,4 @@
-"""Heatmaps of a cohort: every slide painted by a model that never saw its patient, on one scale."""
+"""Heatmaps of a cohort: every slide painted by models that never saw its patient, on one scale."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,19 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from mil.bags import TileOrigin
-from mil.checkpoint import Checkpoint, load_checkpoint, refuse_other_origin
+from mil.checkpoint import Checkpoint, load_checkpoint, load_ensemble, refuse_other_origin
 from mil.config import StudyConfig, TruthConfig
 from mil.data import current_splits, rows_with_features, slide_store, task_cohort
+from mil.ensemble import applied_dir
 from mil.heatmaps.export import write_qupath_geojson
 from mil.heatmaps.render import Backdrop, render_heatmap
-from mil.heatmaps.scores import CohortScale, TileLayout, TileScores, score_slide
+from mil.heatmaps.scores import (
+    CohortScale,
+    TileLayout,
+    TileScores,
+    average_scores,
+    score_slide,
+)
 from mil.heatmaps.tables import write_scale, write_tile_table
 from mil.predictions import write_csv
 from preprocessing.errors import CohortError, ConfigError
@@ -25,69 +32,79 @@ from preprocessing.manifest import SlideRow
 from preprocessing.outlines import Outline, read_outlines, share_inside
 from preprocessing.store import FeatureStore
 
-ModelFor = Callable[[SlideRow], tuple[Path, str]]
-"""The checkpoint that paints a slide, and a note on its role for the page."""
+Members = dict[Path, Checkpoint]
+MembersFor = Callable[[SlideRow], tuple[Members, str]]
+"""The models that paint a slide together, and a note on their role for the page."""
 
 
 def heatmap_dir(study: StudyConfig, task: str, method: str) -> Path:
     return study.output / "heatmaps" / task / method
 
 
-def applied_dir(study: StudyConfig, name: str) -> Path:
-    return study.output / "applied" / name
+def applied_maps_dir(study: StudyConfig, name: str) -> Path:
+    return applied_dir(study, name) / "heatmaps"
 
 
 def paint_method(study: StudyConfig, task: str, method: str) -> None:
-    """Paints each labelled slide by the fold that held its patient out."""
+    """Paints each labelled slide that a fold held out, by the models (one a seed) of that fold.
+
+    Where several repeats held a patient out, the first of them paints.
+    """
     cohort = task_cohort(study, task)
     splits = current_splits(study, task, cohort)
-    models = study.fold_dir(task, method, 0).parent
-    paths = [models / f"fold{k}" / "checkpoint.safetensors" for k in range(len(splits.folds))]
+    folds = [
+        {
+            path: load_checkpoint(path)
+            for seed in study.seeds(method)
+            for path in [study.member_dir(task, method, k, seed) / "checkpoint.safetensors"]
+        }
+        for k in range(len(splits.folds))
+    ]
 
-    def model_for(row: SlideRow) -> tuple[Path, str]:
+    def members_for(row: SlideRow) -> tuple[Members, str]:
         fold = splits.fold_testing(row.patient_id)
-        if fold is None:
-            raise CohortError(
-                f"slide {row.slide_id!r}: no fold of {task!r} tests patient {row.patient_id!r}; "
-                "make the splits anew"
-            )
-        return paths[fold], "patient held out from this model"
+        assert fold is not None
+        return folds[fold], "patient held out from this model"
 
-    rows = [row for row in rows_with_features(study) if row.slide_id in cohort.slides.index]
+    rows = [
+        row
+        for row in rows_with_features(study)
+        if row.slide_id in cohort.slides.index and splits.fold_testing(row.patient_id) is not None
+    ]
+    scale = CohortScale.joint([member.scale for fold in folds for member in fold.values()])
     folder = heatmap_dir(study, task, method)
-    _paint(study, rows, folder, (paths, model_for), truth=study.mil.tasks[task].truth)
+    _paint(study, rows, folder, (scale, members_for), truth=study.mil.tasks[task].truth)
 
 
 def paint_with(study: StudyConfig, name: str) -> None:
-    """Paints every slide with the checkpoint that `mil.apply` names."""
-    path = study.mil.apply[name]
-    models = ([path], lambda _: (path, f"model {name}"))
-    _paint(study, rows_with_features(study), applied_dir(study, name), models)
+    """Paints every slide with the models that `mil.apply` names."""
+    members = load_ensemble(study.mil.apply[name])
+    scale = CohortScale.joint([member.scale for member in members.values()])
+    models = (scale, lambda _: (members, f"model {name}"))
+    _paint(study, rows_with_features(study), applied_maps_dir(study, name), models)
 
 
 def _paint(
     study: StudyConfig,
     rows: list[SlideRow],
     folder: Path,
-    models: tuple[list[Path], ModelFor],
+    models: tuple[CohortScale, MembersFor],
     *,
     truth: TruthConfig | None = None,
 ) -> None:
-    """`models` are all checkpoints that share the scale, and which of them paints a slide."""
+    """`models`: the scale that all maps share, and which models paint a slide."""
     if not rows:
         raise CohortError(f"no slide of {study.preprocessing.manifest} has features to paint")
     if truth is not None and not truth.folder.is_dir():
         raise ConfigError(f"truth.folder: no folder {truth.folder}; correct it or leave it out")
     _remove_strangers(folder, {row.slide_id for row in rows})
-    paths, model_for = models
-    checkpoints = {path: load_checkpoint(path) for path in paths}
-    scale = CohortScale.joint([checkpoint.scale for checkpoint in checkpoints.values()])
+    scale, members_for = models
     write_scale(scale, folder / "scale.json")
     predictions, tiles = [], []
     for row in tqdm(rows, unit="map", mininterval=2):
-        path, note = model_for(row)
+        members, note = members_for(row)
         store = slide_store(study, row.slide_id)
-        scores = _score(study, checkpoints[path], path, store)
+        scores = average_scores([_score(study, m, path, store) for path, m in members.items()])
         outlines = _outlines(truth, row.slide_id)
         rings = [ring for outline in outlines or [] for ring in outline]
         write_tile_table(scores, folder / f"{row.slide_id}.csv")

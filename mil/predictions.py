@@ -1,71 +1,80 @@
-"""A model's answers as tables: every slide as a bag of its own, and every patient."""
+"""Answers as tables: every slide as a bag of its own, and every patient.
 
+Columns: level ('slide' or 'patient'), id, patient_id, the targets and what rides along, then the
+task's answers (`prob_<class>`, or `risk`, `risk_sd` and `survival_<j>`) and what is called of them
+(mil.decisions).
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-import torch
+from torch import Tensor
 
-from mil.bags import CohortFeatures
-from mil.cohort import Cohort
+from mil.cohorts.cohort import Cohort
 from mil.config import TaskSection
-from mil.models.base import MilMethod
+from mil.decisions import SET_SEPARATOR, classes_of, positive_class, probabilities_of
 from mil.tasks.base import Task
-from mil.tasks.config import SurvivalConfig
-from mil.train import Part, answer
+from mil.tasks.config import ClassificationConfig
 from preprocessing.artefacts import whole_file
 from preprocessing.errors import CohortError
 
+Answer = Callable[[pd.DataFrame], Tensor]
+"""Logits (bags, outputs) of a table of bags, as Cohort.bags makes it."""
 
-def predict(
-    model: tuple[MilMethod, Task], section: TaskSection, cohort: Cohort, features: CohortFeatures
-) -> pd.DataFrame:
-    """Predictions of all slides and patients of the cohort.
+NUMERIC = ("prob_", "uncalibrated_", "survival_", "spread_", "risk_sd", "risk_cut", "threshold")
 
-    Columns level ('slide' or 'patient'), id, patient_id, the targets, and the task's answers.
-    """
-    slides = _answers(model, cohort.bags("slide"), features)
+
+def predict(answer: Answer, task: Task, section: TaskSection, cohort: Cohort) -> pd.DataFrame:
+    """Predictions of all slides and patients of the cohort."""
+    slides = _answers(answer, task, cohort.bags("slide"))
     if section.bag == "patient":
-        patients = _answers(model, cohort.bags("patient"), features)
+        patients = _answers(answer, task, cohort.bags("patient"))
     else:
-        patients = aggregate(slides, section, cohort.target_columns)
+        patients = aggregate(slides, section, cohort)
     return pd.concat(
         [slides.assign(level="slide"), patients.assign(level="patient")], ignore_index=True
     )
 
 
-def _answers(
-    model: tuple[MilMethod, Task], bags: pd.DataFrame, features: CohortFeatures
-) -> pd.DataFrame:
-    method, task = model
-    part = Part(bags, torch.empty(len(bags)), features)
-    answers = task.predict(answer(method, part))
+def _answers(answer: Answer, task: Task, bags: pd.DataFrame) -> pd.DataFrame:
+    answers = task.predict(answer(bags))
     known = bags.drop(columns="slide_ids").rename_axis("id").reset_index()
     return pd.concat([known, answers.set_axis(known.index)], axis=1)
 
 
-def aggregate(
-    slides: pd.DataFrame, section: TaskSection, target_columns: tuple[str, ...]
-) -> pd.DataFrame:
+def aggregate(slides: pd.DataFrame, section: TaskSection, cohort: Cohort) -> pd.DataFrame:
     """Patient rows from slide rows, by the section's rule (see TaskSection.aggregate)."""
-    answers = [str(c) for c in slides.columns if c not in {"id", "patient_id", *target_columns}]
+    known = [*cohort.target_columns, *cohort.other_columns]
+    answers = [str(c) for c in slides.columns if c not in {"id", "patient_id", *known}]
     grouped = slides.groupby("patient_id", sort=True)
-    if section.aggregate == "mean":
-        patients = grouped[[*target_columns]].first().join(grouped[answers].mean())
-    else:
-        patients = _any_positive(slides, section, answers)
+    patients = grouped[known].first().join(grouped[answers].mean())
+    if section.aggregate == "max":
+        patients = _any_positive(patients, slides, section.target, answers)
     return patients.rename_axis("patient_id").reset_index().assign(id=lambda t: t["patient_id"])
 
 
-def _any_positive(slides: pd.DataFrame, section: TaskSection, answers: list[str]) -> pd.DataFrame:
-    assert not isinstance(section.target, SurvivalConfig)  # TaskSection refuses it
-    label, positive = section.target.label, section.target.positive
-    (negative,) = [c for c in answers if c != f"prob_{positive}"]
+def _any_positive(
+    patients: pd.DataFrame, slides: pd.DataFrame, target: object, answers: list[str]
+) -> pd.DataFrame:
+    """A patient is positive if one slide is, and as probably as the most suspect of them."""
+    assert isinstance(target, ClassificationConfig)  # TaskSection refuses others
+    assert target.positive is not None
+    (negative,) = [c for c in classes_of(slides) if c != target.positive]
     grouped = slides.groupby("patient_id", sort=True)
-    patients = grouped[[f"prob_{positive}"]].max()
-    patients[negative] = 1 - patients[f"prob_{positive}"]
-    is_positive = grouped[label].agg(lambda labels: (labels == positive).any())
-    patients[label] = is_positive.map({True: positive, False: negative.removeprefix("prob_")})
-    return patients
+    changed = {}
+    for prefix in ("prob_", "uncalibrated_"):
+        if prefix + negative in answers:
+            most = grouped[prefix + target.positive].max()
+            changed |= {prefix + target.positive: most, prefix + negative: 1 - most}
+    if target.label in patients:
+        labels = grouped[target.label]
+        is_positive = labels.agg(lambda given: (given == target.positive).any())
+        all_given = labels.agg(lambda given: given.notna().all())  # a slide without may be positive
+        known = is_positive.map({True: target.positive, False: negative})
+        changed[target.label] = known.where(is_positive | all_given)
+    return patients.assign(**changed)
 
 
 def refuse_many_classes(section: TaskSection, task: Task) -> None:
@@ -77,13 +86,66 @@ def refuse_many_classes(section: TaskSection, task: Task) -> None:
         )
 
 
+def combine(members: Sequence[pd.DataFrame], target: object) -> pd.DataFrame:
+    """Several models' predictions of the same rows as one: means, and between them the spread.
+
+    Probabilities, standardised risks, survival and thresholds are averaged. A class belongs to the
+    conformal set if more than half of the members' sets hold it, which covers at least
+    1 - 2 (1 - coverage) where theirs cover `coverage` (Gasparin & Ramdas 2024).
+    """
+    first = members[0]
+    if len(members) == 1:
+        return first
+    keys = ["level", "id"]
+    for other in members[1:]:
+        if not other[keys].reset_index(drop=True).equals(first[keys].reset_index(drop=True)):
+            raise CohortError("members of an ensemble answered different slides or patients")
+    numeric = [str(c) for c in first if str(c).startswith(NUMERIC) or c == "risk"]
+    stacked = np.stack([member[numeric].to_numpy(dtype=float) for member in members])
+    joint = first.assign(**dict(zip(numeric, stacked.mean(axis=0).T, strict=True)))
+    spread = dict(zip(numeric, stacked.std(axis=0).T, strict=True))
+    if not isinstance(target, ClassificationConfig):
+        high = joint["risk_sd"] > joint["risk_cut"]
+        groups = high.map({True: "high", False: "low"})
+        return joint.assign(risk_group=groups, spread_risk_sd=spread["risk_sd"])
+    spreads = {f"spread_{c}": spread[f"prob_{c}"] for c in classes_of(first)}
+    return _called(joint, members, target).assign(**spreads)
+
+
+def _called(
+    joint: pd.DataFrame, members: Sequence[pd.DataFrame], target: ClassificationConfig
+) -> pd.DataFrame:
+    """What is called of the joint probabilities, and the members' majority as conformal set."""
+    classes = classes_of(joint)
+    called = np.array(classes)[probabilities_of(joint).argmax(axis=1)]
+    positive = positive_class(target, classes)
+    if positive is not None and len(classes) == 2:
+        (negative,) = [c for c in classes if c != positive]
+        above = (joint[f"prob_{positive}"] >= joint["threshold"]).to_numpy()
+        by_threshold = np.where(above, positive, negative)
+        called = np.where(joint["threshold"].notna(), by_threshold, called)
+    votes = np.stack([_members_of_sets(member, classes) for member in members])
+    inside = votes.mean(axis=0) > 0.5
+    sets = [SET_SEPARATOR.join(np.array(classes)[row]) for row in inside]
+    return joint.assign(predicted=called, conformal_set=sets, abstain=inside.sum(axis=1) != 1)
+
+
+def _members_of_sets(table: pd.DataFrame, classes: list[str]) -> np.ndarray:
+    """(rows, classes) bool"""
+    sets = [set(str(s).split(SET_SEPARATOR)) for s in table["conformal_set"].fillna("")]
+    return np.array([[c in held for c in classes] for held in sets], dtype=bool)
+
+
 def read_predictions(path: Path) -> pd.DataFrame:
     """Ids and labels stay text, so that '007', '1' and 'NA' come back as they went."""
-    if not path.is_file():
-        raise CohortError(f"no predictions at {path}: train that fold first")
     table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
-    numeric = [c for c in table if c == "risk" or str(c).startswith(("prob_", "survival_"))]
-    return table.astype({"fold": int, **dict.fromkeys(numeric, float)})
+    numeric = [c for c in table if c == "risk" or str(c).startswith(NUMERIC)]
+    whole = [c for c in ("fold", "repeat", "seed") if c in table]
+    table = table.astype({**dict.fromkeys(whole, int), **dict.fromkeys(numeric, float)})
+    if "abstain" in table:
+        table["abstain"] = table["abstain"] == "True"
+        table["conformal_set"] = table["conformal_set"].fillna("")
+    return table
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -1,6 +1,8 @@
 """One training loop that knows neither method nor task, exact under resume.
 
-loss = sum over heads of weight x task loss over the step's bags + mean penalty of the bags.
+loss = sum over heads of weight x task loss over the step's bags + mean penalty of the bags; for its
+gradient see mil.steps. Where a task compares bags, they are dealt to steps of `bags_per_step` or a
+few more, so that each step has something to compare; "epoch" makes all training bags one step.
 
 The epoch with the lowest validation loss is kept. After every epoch the whole state (weights,
 optimiser, generators, best weights) goes to a file, so that a killed run, started again, ends with
@@ -9,6 +11,7 @@ the weights of an uninterrupted one (on the CPU, with the same number of threads
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from tqdm import tqdm
 from mil.bags import CohortFeatures
 from mil.config import TrainConfig
 from mil.models.base import MilMethod, Step
+from mil.steps import deal, one_graph, two_passes
 from mil.tasks.base import Task
 from preprocessing.artefacts import whole_file
 from preprocessing.errors import ConfigError, TrainingError
@@ -61,8 +65,15 @@ def train_method(
     """Trains `method` in place, its baseline stage first if it has one; returns the history.
 
     `parts` are training and validation; `run_id` names the data and settings, and a state file of
-    another run is not resumed.
+    another run is not resumed. Raises ConfigError where a step cannot hold what the task compares,
+    CohortError where the validation part cannot judge the task.
     """
+    if task.several_bags and config.bags_per_step == 1:
+        raise ConfigError(
+            f"train.bags_per_step: 1, but the loss of {type(task).__name__} compares patients with "
+            "each other; set it to epoch (all training patients), or to 2 or more"
+        )
+    task.refuse_validation(parts[1].encoded)
     device = pick_device(config.device)
     histories = []
     baseline = method.baseline()
@@ -122,8 +133,7 @@ class _Stage:
         rate = 0.5 * (1 + math.cos(math.pi * self.epoch / self.config.epochs))
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * rate
-        order = torch.randperm(len(self.train), generator=self.order_generator)
-        batches = order.split(self.config.bags_per_step)
+        batches = self._batches()
         self.method.train()
         losses = [
             self._one_step(batch, index + self.epoch * len(batches), len(batches))
@@ -143,20 +153,27 @@ class _Stage:
         self.history.append({**row, "validation_loss": validation_loss})
         self.epoch += 1
 
+    def _batches(self) -> list[Tensor]:
+        """The bags of each step of an epoch, by index."""
+        order = torch.randperm(len(self.train), generator=self.order_generator)
+        size = self.config.bags_per_step
+        if size == "epoch":
+            return [order]
+        if self.task.several_bags:
+            return deal(order, self.task.leads(self.train.encoded), size)
+        return list(order.split(size))
+
     def _one_step(self, batch: Tensor, index: int, steps_per_epoch: int) -> float:
         step = Step(index, steps_per_epoch * self.config.epochs, self.generator)
-        bags = [self.train.bag(int(i), self.device) for i in batch]
-        outputs = [self.method.training_output(bag, step) for bag in bags]
-        heads = torch.stack([out.heads for out in outputs], dim=1)  # heads, bags, outputs
+        bags = [partial(self.train.bag, int(i), self.device) for i in batch]
         encoded = self.train.encoded[batch].to(self.device)
-        loss = torch.stack([out.penalty for out in outputs]).mean()
-        for weight, logits in zip(outputs[0].weights, heads, strict=True):
-            loss = loss + weight * self.task.loss(logits, encoded)
+        many = self.task.several_bags or self.config.bags_per_step == "epoch"
+        backward = two_passes if many else one_graph
         self.optimizer.zero_grad()
-        loss.backward()
+        loss = backward(self.method, bags, step, lambda logits: self.task.loss(logits, encoded))
         self.optimizer.step()
         self.method.after_update(step)
-        return float(loss.detach())
+        return loss
 
     def _validation_loss(self) -> float:
         logits = answer(self.method, self.validation)

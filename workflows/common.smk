@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)  # a clone that is not installed validates too
 
-from mil.config import digest, dump_study, validate_study
+from mil.config import BASELINES, digest, dump_study, validate_study
 from preprocessing.artefacts import whole_file
 from preprocessing.errors import HistomilError
 from preprocessing.plan import plan_shards
@@ -23,6 +23,12 @@ CONFIG = f"{OUT}/config.yaml"
 HISTOMIL = f"{shlex.quote(sys.executable)} -m mil.cli"
 ARGS = f"--config {shlex.quote(CONFIG)}"
 PAIRS = [(task, method) for task in STUDY.mil.tasks for method in STUDY.mil.methods]
+ANSWERS = [
+    (task, answerer) for task in STUDY.mil.tasks for answerer in STUDY.answerers(task)
+]
+LABEL_TABLES = (
+    [STUDY.mil.labels.table, *STUDY.mil.labels.join] if STUDY.mil.labels else []
+)
 
 
 LOCKS = []
@@ -43,18 +49,22 @@ onstart:
 
 
 def prediction_files(wildcards):
-    folder = STUDY.fold_dir(wildcards.task, wildcards.method, 0).parent
-    return [f"{folder}/fold{k}/predictions.csv" for k in range(STUDY.mil.split.folds)]
+    return [
+        f"{STUDY.member_dir(wildcards.task, wildcards.method, fold, seed)}/predictions.csv"
+        for fold in range(STUDY.mil.split.number_of_folds)
+        for seed in STUDY.seeds(wildcards.method)
+    ]
 
 
 def question(wildcards):
     return STUDY.mil.tasks[wildcards.task].model_dump(mode="json", exclude={"truth"})
 
 
-def fold_settings(wildcards):
-    return digest(
-        question(wildcards), STUDY.mil.methods[wildcards.method], STUDY.mil.train
-    )
+def member_settings(wildcards):
+    if wildcards.method in BASELINES:
+        return digest(question(wildcards))
+    train = STUDY.mil.train.model_dump(mode="json", exclude={"seeds"})
+    return digest(question(wildcards), STUDY.mil.methods[wildcards.method], train)
 
 
 def gpus(device):
@@ -67,5 +77,6 @@ def gpus(device):
 wildcard_constraints:
     shard=r"\d+",
     fold=r"\d+",
+    seed=r"\d+",
     task=r"[A-Za-z0-9_-]+",
     method=r"[A-Za-z0-9_-]+",

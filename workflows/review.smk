@@ -19,16 +19,22 @@ rule apply:
         lambda wildcards: STUDY.mil.apply[wildcards.name],
     output:
         f"{OUT}/applied/{{name}}/predictions.csv",
+        f"{OUT}/applied/{{name}}/heatmaps/predictions.csv",
     log:
         f"{OUT}/logs/apply/{{name}}.log",
     shell:
-        "OMP_NUM_THREADS={threads} {HISTOMIL} heatmap {ARGS} --apply {wildcards.name} 2>&1 | tee {log:q}"
+        "(export OMP_NUM_THREADS={threads}; {HISTOMIL} predict {ARGS} --apply {wildcards.name} && "
+        "{HISTOMIL} heatmap {ARGS} --apply {wildcards.name}) 2>&1 | tee {log:q}"
 
 
 rule report:
     input:
         f"{OUT}/features/process_list.csv",
-        [f"{OUT}/evaluation/{task}/{method}/metrics.csv" for task, method in PAIRS],
+        [
+            f"{OUT}/evaluation/{task}/{answerer}/metrics.csv"
+            for task, answerer in ANSWERS
+        ],
+        [f"{OUT}/evaluation/{task}/comparison.csv" for task in STUDY.mil.tasks],
         [f"{OUT}/heatmaps/{task}/{method}/predictions.csv" for task, method in PAIRS],
         [f"{OUT}/applied/{name}/predictions.csv" for name in STUDY.mil.apply],
     output:

@@ -1,15 +1,17 @@
-# Feature stores -> splits, models, metrics.
+# Feature stores -> splits, models, metrics, comparisons.
 rule split:
     input:
         f"{OUT}/features/process_list.csv",
-        STUDY.mil.labels or [],
+        LABEL_TABLES,
+        STUDY.mil.split.files,
     output:
         f"{OUT}/splits/{{task}}.json",
+        f"{OUT}/splits/{{task}}.cohort.json",
     log:
         f"{OUT}/logs/split/{{task}}.log",
     params:
         settings=lambda wildcards: digest(
-            STUDY.mil.split, STUDY.mil.tasks[wildcards.task]
+            STUDY.mil.labels, STUDY.mil.split, question(wildcards)
         ),
     shell:
         "{HISTOMIL} split {ARGS} --task {wildcards.task} 2>&1 | tee {log:q}"
@@ -19,18 +21,19 @@ rule train:
     input:
         f"{OUT}/splits/{{task}}.json",
     output:
-        f"{OUT}/models/{{task}}/{{method}}/fold{{fold}}/checkpoint.safetensors",
-        f"{OUT}/models/{{task}}/{{method}}/fold{{fold}}/history.csv",
-        f"{OUT}/models/{{task}}/{{method}}/fold{{fold}}/predictions.csv",
+        f"{OUT}/models/{{task}}/{{method}}/fold{{fold}}/seed{{seed}}/predictions.csv",
+        f"{OUT}/models/{{task}}/{{method}}/fold{{fold}}/seed{{seed}}/fitted.json",
+        f"{OUT}/models/{{task}}/{{method}}/fold{{fold}}/seed{{seed}}/seal.json",
     log:
-        f"{OUT}/logs/train/{{task}}-{{method}}-{{fold}}.log",
+        f"{OUT}/logs/train/{{task}}-{{method}}-{{fold}}-{{seed}}.log",
     resources:
         gpu=gpus(STUDY.mil.train.device),
     params:
-        settings=fold_settings,
+        settings=member_settings,
     shell:
         "OMP_NUM_THREADS={threads} {HISTOMIL} train {ARGS} --task {wildcards.task} "
-        "--method {wildcards.method} --fold {wildcards.fold} 2>&1 | tee {log:q}"
+        "--method {wildcards.method} --fold {wildcards.fold} --seed {wildcards.seed} "
+        "2>&1 | tee {log:q}"
 
 
 rule evaluate:
@@ -39,11 +42,27 @@ rule evaluate:
     output:
         f"{OUT}/evaluation/{{task}}/{{method}}/metrics.csv",
         f"{OUT}/evaluation/{{task}}/{{method}}/predictions.csv",
-        f"{OUT}/evaluation/{{task}}/{{method}}/figure.png",
     log:
         f"{OUT}/logs/evaluate/{{task}}-{{method}}.log",
     params:
         settings=STUDY.mil.bootstrap,
     shell:
-        "OMP_NUM_THREADS={threads} {HISTOMIL} evaluate {ARGS} --task {wildcards.task} --method {wildcards.method} "
+        "OMP_NUM_THREADS={threads} {HISTOMIL} evaluate {ARGS} --task {wildcards.task} "
+        "--method {wildcards.method} 2>&1 | tee {log:q}"
+
+
+rule compare:
+    input:
+        lambda wildcards: [
+            f"{OUT}/evaluation/{wildcards.task}/{answerer}/predictions.csv"
+            for answerer in STUDY.answerers(wildcards.task)
+        ],
+    output:
+        f"{OUT}/evaluation/{{task}}/comparison.csv",
+    log:
+        f"{OUT}/logs/compare/{{task}}.log",
+    params:
+        settings=STUDY.mil.bootstrap,
+    shell:
+        "OMP_NUM_THREADS={threads} {HISTOMIL} compare {ARGS} --task {wildcards.task} "
         "2>&1 | tee {log:q}"

@@ -7,7 +7,7 @@ that holds this tile alone. Both are kept, side by side.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from preprocessing.store import FeatureStore
 
 ATTENTION_LIMIT = 6.0
 """Attention is shown between 1/64 and 64 times its uniform value, in every slide."""
+
+LEFT_TO_TABLES = ("uncalibrated_", "survival_")
+"""Answers that the prediction tables hold and a caption does not."""
 
 EVIDENCE_QUANTILE = 0.99
 MIN_EVIDENCE_LIMIT = 1e-3  # a cohort of equal, even zero, evidence still has a scale
@@ -158,9 +161,29 @@ def score_slide(
         **{field.name: getattr(layout, field.name) for field in fields(TileLayout)},
         attention=(attention / total).numpy().astype(np.float32),
         evidence=task.evidence(tile_logits.float().cpu()).numpy().astype(np.float32),
-        prediction={str(name): float(value) for name, value in prediction.items()},
+        prediction={
+            str(name): float(value)
+            for name, value in prediction.items()
+            if not str(name).startswith(LEFT_TO_TABLES)
+        },
         model=label,
         evidence_name=task.evidence_name,
+    )
+
+
+def average_scores(members: Sequence[TileScores]) -> TileScores:
+    """One view of a slide by several models: the means of attention, evidence and prediction."""
+    first = members[0]
+    if len(members) == 1:
+        return first
+    return replace(
+        first,
+        attention=np.mean([m.attention for m in members], axis=0, dtype=np.float64).astype("f4"),
+        evidence=np.mean([m.evidence for m in members], axis=0, dtype=np.float64).astype("f4"),
+        prediction={
+            name: float(np.mean([m.prediction[name] for m in members])) for name in first.prediction
+        },
+        model=f"mean of {len(members)} models: {first.model}, ...",
     )
 
 

@@ -1,18 +1,33 @@
 """What a task is to the rest of the program: targets, a loss over a batch of bags, and an answer.
 
-A task is fitted on the training patients of a fold (class order, time-bin edges) and travels with
-the checkpoint.
+A task is fitted on the training patients of a fold (class order, time-bin edges), completed by the
+answers of a trained model (temperature, baseline hazard), and travels with the checkpoint.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import pandas as pd
+import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """A trained model's `logits` (bags, outputs) for one part of a fold, and the part's `encoded`
+    targets.
+    """
+
+    logits: Tensor
+    encoded: Tensor
 
 
 class Task(ABC):
     """One question asked of a cohort. `targets` tables are indexed like the bags they belong to."""
+
+    several_bags: ClassVar[bool] = False
+    """Whether the loss compares bags with each other, so that one bag alone teaches nothing."""
 
     @property
     @abstractmethod
@@ -27,9 +42,20 @@ class Task(ABC):
     def loss(self, logits: Tensor, encoded: Tensor) -> Tensor:
         """Mean loss of logits (bags, outputs) against `encode`d targets."""
 
+    def leads(self, encoded: Tensor) -> Tensor:
+        """(bags,) bool: bags of which every training step should hold one, where bags compare."""
+        return torch.ones(len(encoded), dtype=torch.bool)
+
+    def refuse_validation(self, encoded: Tensor) -> None:  # noqa: B027 - most tasks take any
+        """Raises CohortError if no loss can be measured on a validation part of these targets."""
+
+    @abstractmethod
+    def completed(self, training: Answers, validation: Answers) -> Self:
+        """The task with what only a trained model's answers tell; `self` stays as it is."""
+
     @abstractmethod
     def predict(self, logits: Tensor) -> pd.DataFrame:
-        """Logits (bags, outputs) as columns: `prob_<class>`, or `risk` and `survival_<bin>`."""
+        """Logits (bags, outputs) as columns: `prob_<class>`, or `risk` and `survival_<time>`."""
 
     @abstractmethod
     def evidence(self, logits: Tensor) -> Tensor:
@@ -39,10 +65,6 @@ class Task(ABC):
     @abstractmethod
     def evidence_name(self) -> str:
         """What `evidence` measures, for a colour bar: e.g. 'logit of tumour against the rest'."""
-
-    def centred(self, training_logits: Tensor) -> "Task":  # noqa: ARG002 - for those that need it
-        """The task with its neutral evidence placed by a trained model's training answers."""
-        return self
 
     @abstractmethod
     def state(self) -> dict[str, Any]:

@@ -1,19 +1,25 @@
 """The only list of tasks: from a configuration section, or from a checkpoint, to a task."""
 
-from collections.abc import Mapping
 from typing import Any, assert_never
 
 import pandas as pd
 
 from mil.tasks.base import Task
 from mil.tasks.classification import ClassificationTask
-from mil.tasks.config import ClassificationConfig, SurvivalConfig, TaskConfig
-from mil.tasks.survival import DiscreteSurvivalTask
+from mil.tasks.config import ClassificationConfig, CoxConfig, SurvivalConfig, TaskConfig
+from mil.tasks.cox import CoxTask
+from mil.tasks.discrete import DiscreteSurvivalTask
 from preprocessing.errors import CheckpointError
+
+_TASKS = {
+    "classification": ClassificationTask,
+    "survival": DiscreteSurvivalTask,
+    "cox": CoxTask,
+}
 
 
 def fit_task(config: TaskConfig, training_targets: pd.DataFrame) -> Task:
-    """The task as the training part of a fold defines it: class order, time bins."""
+    """The task as the training part of a fold defines it: class order, time bins and grid."""
     match config:
         case ClassificationConfig():
             return ClassificationTask.fit(
@@ -21,37 +27,28 @@ def fit_task(config: TaskConfig, training_targets: pd.DataFrame) -> Task:
                 label=config.label,
                 classes=config.classes,
                 positive=config.positive,
+                weighted=config.class_weights == "balanced",
             )
         case SurvivalConfig():
-            return DiscreteSurvivalTask.fit(
-                training_targets,
-                time=config.time,
-                event=config.event,
-                bins=config.bins,
-                alpha=config.alpha,
-            )
+            return DiscreteSurvivalTask.fit(training_targets, config)
+        case CoxConfig():
+            return CoxTask.fit(training_targets, config, ties=config.ties)
         case _:
             assert_never(config)
 
 
-def restore_task(state: Mapping[str, Any]) -> Task:
+def restore_task(state: dict[str, Any]) -> Task:
     """The task whose `state` a checkpoint holds."""
-    match state:
-        case {"name": "classification", "classes": classes, "label": label, "positive": positive}:
-            return ClassificationTask(tuple(classes), label=label, positive=positive)
-        case {
-            "name": "survival",
-            "cuts": cuts,
-            "time": time,
-            "event": event,
-            "alpha": alpha,
-            "reference": reference,
-        }:
-            return DiscreteSurvivalTask(
-                tuple(cuts), time=time, event=event, alpha=alpha, reference=reference
-            )
-        case _:
-            raise CheckpointError(
-                f"expected the state of a classification or survival task, got {dict(state)}; "
-                "was the checkpoint written by another version?"
-            )
+    task = _TASKS.get(state.get("name", ""))
+    if task is None:
+        raise CheckpointError(
+            f"expected the state of a task, one of {', '.join(_TASKS)}, got {state}; was the "
+            "checkpoint written by another version?"
+        )
+    try:
+        return task.restore(state)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"the state of a {state['name']} task lacks {error}, it is {state}; was the checkpoint "
+            "written by another version? Train it anew"
+        ) from error

@@ -1,10 +1,33 @@
 """Configuration of the tasks; columns are named by the user, never guessed. Needs no torch."""
 
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, model_validator
 
 from preprocessing.config import Section
+
+
+class OperatingPointConfig(Section):
+    """How the threshold of the positive class is chosen; on validation patients only."""
+
+    rule: Literal["youden", "sensitivity", "specificity"] = Field(
+        default="youden",
+        description="youden: the largest sensitivity + specificity; otherwise the best of the "
+        "other, while this one is at least `least`",
+    )
+    least: float | None = Field(
+        default=None, gt=0, le=1, description="sensitivity and specificity only: what to keep"
+    )
+
+    @model_validator(mode="after")
+    def _least_goes_with_the_rule(self) -> Self:
+        if (self.rule == "youden") != (self.least is None):
+            raise ValueError(
+                f"least: rule sensitivity or specificity needs it, youden takes none; the rule is "
+                f"{self.rule!r}, least is {self.least}"
+            )
+        return self
 
 
 class ClassificationConfig(Section):
@@ -19,6 +42,16 @@ class ClassificationConfig(Section):
     positive: str | None = Field(
         default=None, description="class that heatmaps show evidence for; None: the last one"
     )
+    ordered: bool = Field(
+        default=False, description="classes are grades, in the order of `classes`: weighted kappa"
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none", description="balanced: every class weighs the same in the training loss"
+    )
+    coverage: float = Field(
+        default=0.9, ge=0.5, lt=1, description="share of conformal sets that hold the true class"
+    )
+    operating_point: OperatingPointConfig = OperatingPointConfig()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -27,6 +60,8 @@ class ClassificationConfig(Section):
     @model_validator(mode="after")
     def _classes_hold_together(self) -> Self:
         if self.classes is None:
+            if self.ordered:
+                raise ValueError("ordered: give the order in `classes`, from least to most")
             return self
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes: expected two or more different names, got {self.classes}")
@@ -37,18 +72,16 @@ class ClassificationConfig(Section):
         return self
 
 
-class SurvivalConfig(Section):
-    """Discrete-time survival."""
+class SurvivalTarget(Section):
+    """What every survival task is asked: the follow-up, and when to report survival."""
 
-    name: Literal["survival"] = "survival"
     time: str = Field(min_length=1, description="column with the time to event or censoring, > 0")
     event: str = Field(min_length=1, description="column with 1 = event observed, 0 = censored")
-    bins: int = Field(default=4, ge=2, description="time bins, cut at quantiles of the event times")
-    alpha: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="extra weight of events: (1 - alpha) all + alpha events",
+    times: tuple[PositiveFloat, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="horizons to report survival at, in the unit of `time`; None: the quartiles of "
+        "the training event times",
     )
 
     @property
@@ -61,5 +94,35 @@ class SurvivalConfig(Section):
             raise ValueError(f"time and event name the same column {self.time!r}")
         return self
 
+    @model_validator(mode="after")
+    def _times_increase(self) -> Self:
+        if any(late <= early for early, late in pairwise(self.times or ())):
+            raise ValueError(f"times: expected increasing times, got {self.times}")
+        return self
 
-TaskConfig = Annotated[ClassificationConfig | SurvivalConfig, Field(discriminator="name")]
+
+class SurvivalConfig(SurvivalTarget):
+    """Discrete-time survival."""
+
+    name: Literal["survival"] = "survival"
+    bins: int = Field(default=4, ge=2, description="time bins, cut at quantiles of the event times")
+    alpha: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="extra weight of events: (1 - alpha) all + alpha events",
+    )
+
+
+class CoxConfig(SurvivalTarget):
+    """Cox proportional hazards; a step must hold several patients."""
+
+    name: Literal["cox"] = "cox"
+    ties: Literal["efron", "breslow"] = Field(
+        default="efron", description="how events at the same time share a risk set"
+    )
+
+
+TaskConfig = Annotated[
+    ClassificationConfig | SurvivalConfig | CoxConfig, Field(discriminator="name")
+]

@@ -1,141 +1,149 @@
-"""Discrete-time survival (Zadeh & Schmid 2020): hazards per time bin, log-sigmoid likelihood.
+"""What survival tasks share: the follow-up, the times to report, and a risk on a known scale.
 
-    h_j = sigmoid(l_j),  S_j = prod_{i<=j} (1 - h_i),  S_{-1} = 1;  y the bin of `time`
-    event    (observed)  -[log S_{y-1} + log h_y]
-    censored             -log S_y
-    loss = (1 - alpha) (both) + alpha (events only), mean over bags;   risk = -sum_j S_j
+    risk_sd = (risk - mean) / sd          mean, sd: of the training risks
+    evidence = risk - mean
 
-log(1 - h) = logsigmoid(-l) and log h = logsigmoid(l), so that no clamp ever stops a gradient.
-Bins are right-open; interior cuts are quantiles of the event times of the training part.
+Times are those of the training part of a fold: the 5, 10, ..., 95 % quantiles of its event times
+and the horizons. Equal ones are one, so that the grid may be shorter.
 """
 
-from itertools import pairwise
+from abc import abstractmethod
+from copy import copy
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torch.nn import functional
 
+from mil.outcomes import Outcomes
 from mil.tasks.base import Task
 from mil.tasks.columns import survival_columns
+from mil.tasks.config import SurvivalTarget
 from preprocessing.errors import CohortError
 
+GRID_SHARES = np.arange(1, 20) / 20
+HORIZON_SHARES = (0.25, 0.5, 0.75)
 
-class DiscreteSurvivalTask(Task):
-    """`cuts`: interior edges of the bins, increasing, in the unit of `time`; bins = cuts + 1.
 
-    `reference` is the risk at which `evidence` is 0: until `centred` that of an undecided model,
-    whose hazards are all 0.5.
+@dataclass(frozen=True)
+class FollowUp:
+    """The columns of the follow-up and the times at which survival is told, in their unit.
+
+    `times` increase and hold every one of `horizons`; `longest`, the longest training time, is as
+    far as a training part can tell.
     """
 
-    def __init__(
-        self,
-        cuts: tuple[float, ...],
-        *,
-        time: str,
-        event: str,
-        alpha: float = 0.0,
-        reference: float | None = None,
-    ) -> None:
-        increasing = all(a < b for a, b in pairwise(cuts))
-        if not cuts or not increasing:
-            raise CohortError(f"time bins: expected one or more increasing cuts, got {list(cuts)}")
-        self.cuts = tuple(map(float, cuts))
-        self.time = time
-        self.event = event
-        self.alpha = alpha
-        undecided = -sum(0.5**j for j in range(1, self.outputs + 1))
-        self.reference = undecided if reference is None else float(reference)
+    time: str
+    event: str
+    times: tuple[float, ...]
+    horizons: tuple[float, ...]
+    longest: float
 
     @classmethod
-    def fit(
-        cls, targets: pd.DataFrame, *, time: str, event: str, bins: int = 4, alpha: float = 0.0
-    ) -> Self:
-        """Bins of about equally many training events; fewer where events share too few times."""
-        times, events = survival_columns(targets, time=time, event=event)
-        cuts = _event_cuts(np.sort(times[events]), bins)
-        if not cuts:
-            distinct = len(np.unique(times[events]))
+    def fit(cls, target: SurvivalTarget, outcomes: Outcomes) -> Self:
+        """`outcomes` are of the training part and hold an event."""
+        event_times = outcomes.time[outcomes.event]
+        longest = float(outcomes.time.max())
+        horizons = np.unique(target.times or np.quantile(event_times, HORIZON_SHARES))
+        if horizons[-1] > longest:
             raise CohortError(
-                f"columns {time!r}, {event!r}: {int(events.sum())} events at {distinct} different "
-                f"times among {len(times)} training cases; time bins need events at two or more"
+                f"times: survival at {horizons[-1]:g} is asked for, but the longest follow-up of "
+                f"the training part is {longest:g}; give times in the unit of column "
+                f"{target.time!r}, within the follow-up"
             )
-        return cls(cuts, time=time, event=event, alpha=alpha)
-
-    def centred(self, training_logits: Tensor) -> "DiscreteSurvivalTask":
-        """The same task, with `evidence` measured from the mean training risk."""
-        risk = float(-_survival(training_logits.double()).sum(dim=1).mean())
-        return DiscreteSurvivalTask(
-            self.cuts, time=self.time, event=self.event, alpha=self.alpha, reference=risk
+        times = np.union1d(np.quantile(event_times, GRID_SHARES), horizons)
+        return cls(
+            target.time, target.event, tuple(times.tolist()), tuple(horizons.tolist()), longest
         )
 
+    @classmethod
+    def restore(cls, state: dict[str, Any]) -> Self:
+        lists = {name: tuple(state[name]) for name in ("times", "horizons")}
+        values: dict[str, Any] = {**state, **lists}
+        return cls(**values)
+
+    def outcomes(self, targets: pd.DataFrame) -> Outcomes:
+        return read_outcomes(targets, self.time, self.event)
+
+
+@dataclass(frozen=True)
+class RiskScale:
+    """Mean and standard deviation (of the population) of the training risks."""
+
+    mean: float
+    sd: float
+
+    @classmethod
+    def of(cls, risk: Tensor) -> Self:
+        equal = bool(risk.min() == risk.max())  # the deviation of equal risks may round above 0
+        return cls(float(risk.mean()), 0.0 if equal else float(risk.std(correction=0)))
+
+
+class SurvivalTask(Task):
+    """`scale` is None until `completed`: then `neutral` stands in for the mean training risk."""
+
+    def __init__(self, follow_up: FollowUp, *, scale: RiskScale | None, neutral: float) -> None:
+        self.follow_up = follow_up
+        self.scale = scale
+        self.reference = neutral if scale is None else scale.mean
+
     @property
-    def outputs(self) -> int:
-        return len(self.cuts) + 1
+    def times(self) -> tuple[float, ...]:
+        """The grid of the survival columns; holds the horizons."""
+        return self.follow_up.times
 
-    def encode(self, targets: pd.DataFrame) -> Tensor:
-        """(bags, 2) int64: bin, then event; times beyond the fitted range go to the outer bins."""
-        times, events = survival_columns(targets, time=self.time, event=self.event)
-        bins = np.searchsorted(self.cuts, times, side="right")
-        return torch.from_numpy(np.stack([bins, events], axis=1).astype(np.int64))
+    @property
+    def horizons(self) -> tuple[float, ...]:
+        """The times to report survival at."""
+        return self.follow_up.horizons
 
-    def loss(self, logits: Tensor, encoded: Tensor) -> Tensor:
-        return self.loss_per_bag(logits, encoded).mean()
+    @abstractmethod
+    def risk(self, logits: Tensor) -> Tensor:
+        """(n,) of logits (n, outputs): the higher, the earlier the event is expected."""
 
-    def loss_per_bag(self, logits: Tensor, encoded: Tensor) -> Tensor:
-        """(bags,)"""
-        bins, event = encoded[:, :1], encoded[:, 1].to(logits.dtype)
-        log_step = functional.logsigmoid(-logits)
-        log_survival = log_step.cumsum(dim=1).gather(1, bins)[:, 0]
-        # log S_{y-1} + log h_y = log S_y - log(1 - h_y) + log h_y, and the last two make the logit
-        observed = event * -(log_survival + logits.gather(1, bins)[:, 0])
-        censored = (1 - event) * -log_survival
-        return (1 - self.alpha) * (observed + censored) + self.alpha * observed
+    @abstractmethod
+    def survival_at(self, logits: Tensor, times: ArrayLike) -> NDArray[np.float64]:
+        """(n, times) chance of no event up to each time; held beyond the training follow-up."""
+
+    def on_grid(self, times: tuple[float, ...]) -> Self:
+        """The same task, whose `predict` tells survival at other times than its own."""
+        other = copy(self)
+        other.follow_up = replace(self.follow_up, times=times)
+        return other
 
     def predict(self, logits: Tensor) -> pd.DataFrame:
-        """`risk`, and `survival_<j>`: the chance of no event up to the end of bin j = 0, 1, ..."""
-        survival = _survival(logits.detach().cpu().double())
-        bins = {f"survival_{j}": survival[:, j].numpy() for j in range(self.outputs)}
-        return pd.DataFrame({"risk": -survival.sum(dim=1).numpy(), **bins})
+        """`risk`; `risk_sd`, in training deviations (0 if these had none); and `survival_<j>`, the
+        chance of no event up to the j-th of `times`.
+        """
+        logits = logits.detach().cpu().double()
+        survival = self.survival_at(logits, self.times)
+        risk = self.risk(logits).numpy()
+        sd = 0.0 if self.scale is None else self.scale.sd
+        relative = (risk - self.reference) / sd if sd > 0 else np.zeros_like(risk)
+        columns = {f"survival_{j:02d}": survival[:, j] for j in range(len(self.times))}
+        return pd.DataFrame({"risk": risk, "risk_sd": relative, **columns})
 
     def evidence(self, logits: Tensor) -> Tensor:
-        return -_survival(logits).sum(dim=1) - self.reference
-
-    @property
-    def evidence_name(self) -> str:
-        return "risk above the mean training risk"
+        return self.risk(logits) - self.reference
 
     def state(self) -> dict[str, Any]:
+        """What every survival task has; the subclass adds its name and what is its own."""
+        follow_up = asdict(self.follow_up)
+        lists = {name: list(follow_up[name]) for name in ("times", "horizons")}
         return {
-            "name": "survival",
-            "cuts": list(self.cuts),
-            "time": self.time,
-            "event": self.event,
-            "alpha": self.alpha,
-            "reference": self.reference,
+            "follow_up": follow_up | lists,
+            "scale": None if self.scale is None else asdict(self.scale),
         }
 
 
-def _survival(logits: Tensor) -> Tensor:
-    """S (n, bins) of logits (n, bins)."""
-    return functional.logsigmoid(-logits).cumsum(dim=1).exp()
+def read_outcomes(targets: pd.DataFrame, time: str, event: str) -> Outcomes:
+    """The follow-up columns of a target table, every refusal naming its rows."""
+    return Outcomes(*survival_columns(targets, time=time, event=event))
 
 
-def _event_cuts(event_times: np.ndarray, bins: int) -> tuple[float, ...]:
-    """Interior quantiles of the sorted event times, but none that closes a bin without event.
-
-    Where most events share the first time no quantile is left: then the second time is the one cut.
-    """
-    distinct = np.unique(event_times)
-    if len(distinct) < 2:
-        return ()
-    kept: list[float] = []
-    earlier = 0
-    for cut in np.quantile(event_times, np.linspace(0, 1, bins + 1)[1:-1]):
-        before = int(np.searchsorted(event_times, cut, side="left"))
-        if before > earlier:
-            kept.append(float(cut))
-            earlier = before
-    return tuple(kept) or (float(distinct[1]),)
+def restored_parts(state: dict[str, Any]) -> tuple[FollowUp, RiskScale | None]:
+    """The parts of `SurvivalTask.state`, for the constructor of a subclass."""
+    scale = state["scale"]
+    return FollowUp.restore(state["follow_up"]), None if scale is None else RiskScale(**scale)

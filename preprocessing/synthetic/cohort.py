@@ -26,9 +26,9 @@ _GENERATOR_VERSION = 1  # to be raised when the same settings come to mean other
 def make_cohort(config: SyntheticConfig, out_dir: Path) -> Path:
     """Makes what is not there yet and returns the path of slides.csv.
 
-    Beside it: labels.csv (slide_id, patient_id, tumour, time in months, event), slides/<id>.tiff,
-    truth/<id>.geojson (level-0 px) and cohort.json (the settings). Raises ConfigError when the
-    folder holds slides of other settings.
+    Beside it: labels.csv (slide_id, patient_id, tumour, time in months, event, age, stage),
+    slides/<id>.tiff, truth/<id>.geojson (level-0 px) and cohort.json (the settings). Raises
+    ConfigError when the folder holds slides of other settings.
     """
     patients = plan_cohort(config)
     _claim(config, out_dir)
@@ -39,10 +39,10 @@ def make_cohort(config: SyntheticConfig, out_dir: Path) -> Path:
     _write_csv(
         out_dir / "labels.csv",
         (
-            (slide.slide_id, patient.patient_id, _label(slide), patient.time, patient.event)
-            for patient, slide in _pairs(patients)
+            (slide.slide_id, p.patient_id, _label(slide), p.time, p.event, p.age, p.stage)
+            for p, slide in _pairs(patients)
         ),
-        columns=["slide_id", "patient_id", "tumour", "time", "event"],
+        columns=["slide_id", "patient_id", "tumour", "time", "event", "age", "stage"],
     )
     manifest = out_dir / "slides.csv"
     _write_csv(

@@ -22,6 +22,8 @@ _SHAPE = 1.4
 _LOG_HAZARD = 4.5
 _DROPOUT_MEAN_MONTHS = 170.0
 _FOLLOW_UP_QUANTILE = 0.8
+_STAGES = ("I", "II", "III", "IV")
+_STAGE_ERROR = 0.25  # standard deviation, in units of the burden
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,17 @@ class SlidePlan:
 
 @dataclass(frozen=True)
 class PatientPlan:
-    """`burden` in 0..1, 0 without tumour; `time` in months, `event` 1 = death observed."""
+    """`burden` in 0..1, 0 without tumour; `time` in months, `event` 1 = death observed.
+
+    `age` in years tells nothing; `stage` I to IV follows the burden, with error.
+    """
 
     patient_id: str
     burden: float
     time: float
     event: int
+    age: int
+    stage: str
     slides: tuple[SlidePlan, ...]
 
 
@@ -58,12 +65,15 @@ def plan_cohort(config: SyntheticConfig) -> list[PatientPlan]:
         for of_patient, ill in zip(burden, has_tumour, strict=True)
     ]
     slides = _plan_slides(rng, fractions)
+    age, stage = _draw_clinic(config.seed, burden)
     return [
         PatientPlan(
             patient_id=_patient_id(number),
             burden=float(burden[number]),
             time=float(time[number]),
             event=int(event[number]),
+            age=int(age[number]),
+            stage=_STAGES[stage[number]],
             slides=tuple(slides[number]),
         )
         for number in range(config.patients)
@@ -87,6 +97,16 @@ def draw_survival(
     censored_months = np.minimum(rng.exponential(_DROPOUT_MEAN_MONTHS, count), end_months)
     time = np.minimum(death_months, censored_months)
     return np.maximum(np.round(time, 2), 0.01), (death_months <= censored_months).astype(np.int64)
+
+
+def _draw_clinic(
+    seed: int, burden: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Age in years and the index of the stage, from a random stream of their own."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2,)))
+    age = np.clip(np.round(rng.normal(64, 10, len(burden))), 25, 95)
+    staged = np.floor(len(_STAGES) * (burden + rng.normal(0, _STAGE_ERROR, len(burden))))
+    return age.astype(np.int64), np.clip(staged, 0, len(_STAGES) - 1).astype(np.int64)
 
 
 def _slide_count(rng: np.random.Generator) -> int:

@@ -1,112 +1,169 @@
+"""From sealed predictions to tables: what is read, refused, pooled and compared."""
+
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
+from result_fakes import class_rows, survival_rows
 
-from mil.config import validate_study
+from mil.config import StudyConfig, validate_study
 from mil.data import splits_path
-from mil.evaluate import evaluate_method, evaluation_dir
-from mil.splits import Fold, Splits, save_splits
+from mil.evaluation.compare import compare_answerers
+from mil.evaluation.evaluate import evaluate_answerer, evaluation_dir, read_test_rows
+from mil.folds.splits import Fold, Splits, save_splits
+from mil.metrics.classification import delong_test
+from mil.predictions import write_csv
+from mil.seals import seal
 from preprocessing.errors import CohortError
 
+SURVIVAL = {"name": "survival", "time": "months", "event": "died"}
+CLASSES = {"name": "classification", "label": "y", "positive": "tumour"}
+FOLDS = 4
 
-def study(tmp_path, target: dict):
+
+def study(tmp_path, target: dict, *, seeds: int = 1) -> StudyConfig:
     values = {
         "output": str(tmp_path),
         "preprocessing": {"manifest": "slides.csv", "grid": {"mpp": 0.5}},
         "mil": {
             "labels": "labels.csv",
-            "tasks": {"t": {"target": target}},
-            "methods": {"m": {"name": "abmil"}},
-            "split": {"folds": 2},
+            "tasks": {"t": {"target": target, "baselines": []}},
+            "methods": {"m": {"name": "abmil"}, "n": {"name": "acmil"}},
+            "split": {"folds": FOLDS},
+            "train": {"seeds": seeds},
             "bootstrap": 100,
         },
     }
     return validate_study(values, source="test")
 
 
-SURVIVAL = {"name": "survival", "time": "time", "event": "event"}
-CLASSES = {"name": "classification", "label": "y", "positive": "b"}
-
-
-def fold_of(patients: pd.Series, number: int) -> Fold:
-    tested = patients[patients.index % 2 == number]
-    rest = sorted(set(patients) - set(tested))
-    return Fold(tuple(rest[1:]), (rest[0],), tuple(sorted(tested)))
-
-
-def write_folds(study, *, shift: float = 0.0) -> None:
-    """30 patients, one slide each; fold k tests those with index % 2 == k."""
-    rng = np.random.default_rng(0)
-    risk = rng.normal(size=30)
-    base = pd.DataFrame(
-        {
-            "id": [f"0{i}" for i in range(30)],
-            "patient_id": [f"0{i}" for i in range(30)],
-            "time": np.round(np.exp(1 - risk + 0.3 * rng.normal(size=30)), 3),
-            "event": (rng.random(30) < 0.7).astype(int),
-            "y": np.where(risk > 0, "b", "a"),
-            "risk": risk,
-            "prob_a": 1 / (1 + np.exp(risk)),
-            "prob_b": 1 / (1 + np.exp(-risk)),
-        }
-    )
-    splits = Splits(tuple(fold_of(base["patient_id"], number) for number in range(2)))
-    save_splits(splits, splits_path(study, "t"))
-    for fold in range(2):
-        tested = base.index % 2 == fold
-        table = base.assign(fold=fold, part=np.where(tested, "test", "train"))
-        table.loc[tested, "risk"] += shift
-        table["splits"] = splits.fingerprint
-        both = pd.concat([table.assign(level="slide"), table.assign(level="patient")])
-        path = study.fold_dir("t", "m", fold) / "predictions.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        both.to_csv(path, index=False)
+def write_members(setting: StudyConfig, method: str, table: pd.DataFrame, *, seed: int = 0) -> None:
+    """Members whose fold k tests the rows of fold k and trains on the others."""
+    names = sorted(table["patient_id"].unique())
+    folds = []
+    for k in range(FOLDS):
+        tested = sorted(table.loc[table["fold"] == k, "patient_id"].unique())
+        rest = [name for name in names if name not in tested]
+        folds.append(Fold(tuple(rest[5:]), tuple(rest[:5]), tuple(tested)))
+    splits = Splits(tuple(folds))
+    save_splits(splits, splits_path(setting, "t"))
+    for k, fold in enumerate(splits.folds):
+        part_of = {name: part for part, ids in fold.parts().items() for name in ids}
+        rows = table.assign(fold=k, repeat=0, seed=seed, splits=splits.fingerprint)
+        rows["part"] = rows["patient_id"].map(part_of)
+        folder = setting.member_dir("t", method, k, seed)
+        write_csv(rows, folder / "predictions.csv")
+        about = {"times": [6, 12, 24], "horizons": [12, 24], "fold": k}
+        (folder / "fitted.json").write_text(json.dumps(about))
+        seal(folder, "run")
 
 
 def test_metrics_of_all_folds_and_of_each(tmp_path):
     setting = study(tmp_path, CLASSES)
-    write_folds(setting)
-    metrics = evaluate_method(setting, "t", "m")
-    overall = metrics[(metrics["fold"] == "all") & (metrics["level"] == "patient")]
-    assert overall["metric"].tolist() == ["auroc", "balanced_accuracy", "macro_f1"]
-    assert overall["value"].tolist() == [1, 1, 1]
-    assert overall["n"].tolist() == [30, 30, 30]
-    assert set(metrics["fold"]) == {"all", "0", "1"}
-    written = pd.read_csv(evaluation_dir(setting, "t", "m") / "predictions.csv", dtype=str)
-    assert sorted(written.loc[written["level"] == "slide", "id"]) == sorted(
-        f"0{i}" for i in range(30)
-    )
-    assert (evaluation_dir(setting, "t", "m") / "figure.png").stat().st_size > 5000
+    write_members(setting, "m", class_rows())
+    metrics = evaluate_answerer(setting, "t", "m")
+    for level, rows in (("patient", 120), ("slide", 160)):
+        overall = metrics[(metrics["fold"] == "all") & (metrics["level"] == level)]
+        assert set(overall["n"]) == {rows}
+        assert set(overall["patients"]) == {120}
+    assert set(metrics["fold"]) == {"all", "0", "1", "2", "3"}
+    auroc = metrics[(metrics["metric"] == "auroc") & (metrics["level"] == "patient")]
+    overall = auroc[auroc["fold"] == "all"].iloc[0]
+    assert overall["low"] < overall["value"] < overall["high"]
+    assert auroc.loc[auroc["fold"] != "all", "n"].sum() == 120
+    folder = evaluation_dir(setting, "t", "m")
+    written = pd.read_csv(folder / "predictions.csv", dtype=str)
+    assert set(written["fold"]) == {"0", "1", "2", "3"}
+    assert not written.duplicated(["level", "id"]).any()
+    for name in ("roc", "precision_recall", "confusion", "calibration"):
+        assert (folder / f"{name}.png").stat().st_size > 5000
 
 
-def test_risk_groups_are_cut_on_training_risks_alone(tmp_path):
+def test_survival_is_told_of_patients_with_horizons_hazards_and_figures(tmp_path):
     setting = study(tmp_path, SURVIVAL)
-    write_folds(setting)
-    evaluate_method(setting, "t", "m")
-    path = evaluation_dir(setting, "t", "m") / "predictions.csv"
-    before = pd.read_csv(path)
-    write_folds(setting, shift=100.0)
-    metrics = evaluate_method(setting, "t", "m")
-    after = pd.read_csv(path)
-    assert before["risk_cut"].equals(after["risk_cut"])
-    assert set(before["risk_group"]) == {"high", "low"}
-    assert set(after["risk_group"]) == {"high"}
-    c_index = metrics[(metrics["fold"] == "all") & (metrics["level"] == "patient")]
-    assert c_index["metric"].tolist() == ["c_index"]
-    assert 0.7 < c_index["value"].iloc[0] < 1
+    write_members(setting, "m", survival_rows())
+    metrics = evaluate_answerer(setting, "t", "m")
+    assert set(metrics["level"]) == {"patient"}
+    overall = metrics[metrics["fold"] == "all"].set_index("metric")
+    assert overall.loc["td_auc_1", "note"].startswith("at 12 (months; mean of the folds' 25 %")
+    assert (overall["low"] <= overall["value"]).all()
+    assert 0.6 < overall.loc["c_index", "value"] < 0.9
+    folder = evaluation_dir(setting, "t", "m")
+    ratios = pd.read_csv(folder / "hazard_ratios.csv")
+    assert (ratios["hr"] > 1).all()
+    for name in ("kaplan_meier", "survival_calibration", "time_dependent_auc"):
+        assert (folder / f"{name}.png").stat().st_size > 5000
+
+
+def test_an_edited_prediction_stops_the_evaluation(tmp_path):
+    setting = study(tmp_path, CLASSES)
+    write_members(setting, "m", class_rows())
+    path = setting.member_dir("t", "m", 2, 0) / "predictions.csv"
+    table = pd.read_csv(path, dtype=str)
+    table.loc[0, "prob_tumour"] = "0.999"
+    table.to_csv(path, index=False)
+    with pytest.raises(CohortError, match=r"fold2/seed0: predictions\.csv changed after the seal"):
+        evaluate_answerer(setting, "t", "m")
 
 
 def test_predictions_of_other_folds_or_other_data_are_refused(tmp_path):
     setting = study(tmp_path, CLASSES)
-    write_folds(setting)
-    path = setting.fold_dir("t", "m", 1) / "predictions.csv"
-    table = pd.read_csv(path, dtype=str)
+    write_members(setting, "m", class_rows())
+    folder = setting.member_dir("t", "m", 1, 0)
+    table = pd.read_csv(folder / "predictions.csv", dtype=str)
     moved = table.copy()
-    moved.loc[moved["id"] == "01", "part"] = "train"
+    tested = moved.loc[moved["part"] == "test", "patient_id"].iloc[0]
+    moved.loc[moved["patient_id"] == tested, "part"] = "train"
     for changed in (moved, table.assign(part="test"), table.assign(splits="of last week")):
-        changed.to_csv(path, index=False)
-        with pytest.raises(CohortError, match="t, m, fold 1: predictions are of other splits"):
-            evaluate_method(setting, "t", "m")
-    path.unlink()
-    with pytest.raises(CohortError, match=r"no predictions at .*fold1"):
-        evaluate_method(setting, "t", "m")
+        changed.to_csv(folder / "predictions.csv", index=False)
+        seal(folder, "run")
+        with pytest.raises(CohortError, match=r"fold1/seed0: predictions are of other splits"):
+            evaluate_answerer(setting, "t", "m")
+
+
+def test_seeds_of_a_fold_answer_together(tmp_path):
+    setting = study(tmp_path, CLASSES, seeds=2)
+    one, two = class_rows(seed=0), class_rows(seed=0)
+    rng = np.random.default_rng(5)
+    two["prob_tumour"] = np.clip(two["prob_tumour"] + 0.2 * rng.normal(size=len(two)), 0.01, 0.99)
+    two["prob_benign"] = 1 - two["prob_tumour"]
+    write_members(setting, "m", one, seed=0)
+    write_members(setting, "m", two, seed=1)
+    test = read_test_rows(setting, "t", "m").level("patient")
+    mean = pd.concat([one, two]).query("level == 'patient'").groupby("id")["prob_tumour"].mean()
+    assert test.set_index("id")["prob_tumour"].to_numpy() == pytest.approx(
+        mean[test["id"]].to_numpy()
+    )
+    assert (test["spread_tumour"] > 0).mean() > 0.9
+    above = test["prob_tumour"] >= test["threshold"]
+    assert ((test["predicted"] == "tumour") == above).all()
+
+
+def test_methods_are_compared_on_the_same_patients(tmp_path):
+    setting = study(tmp_path, CLASSES)
+    good = class_rows(seed=0)
+    bad = good.copy()
+    shuffled = bad.groupby("level")["prob_tumour"].transform(
+        lambda values: np.random.default_rng(0).permutation(values.to_numpy())
+    )
+    bad = bad.assign(prob_tumour=shuffled, prob_benign=1 - shuffled)
+    write_members(setting, "m", good)
+    write_members(setting, "n", bad)
+    table = compare_answerers(setting, "t").set_index("metric")
+    row = table.loc["auroc"]
+    assert (row["answerer_a"], row["answerer_b"], row["test"]) == ("m", "n", "DeLong")
+    rows = good[good["level"] == "patient"]
+    other = bad[bad["level"] == "patient"]
+    expected = delong_test(rows["y"] == "tumour", rows["prob_tumour"], other["prob_tumour"])
+    assert row["difference"] == pytest.approx(expected.value)
+    assert row["p"] == pytest.approx(expected.p)
+    assert row["low"] > 0
+    assert row["p_holm"] == row["p"]  # one pair alone
+    same = compare_answerers(setting.model_copy(update={"mil": _same(setting)}), "t")
+    assert same.empty
+
+
+def _same(setting: StudyConfig):
+    """The study's section with one method: nothing to compare."""
+    return setting.mil.model_copy(update={"methods": {"m": setting.mil.methods["m"]}})

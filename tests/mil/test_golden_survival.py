@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from mil.tasks.survival import DiscreteSurvivalTask
+from mil.tasks.config import SurvivalConfig
+from mil.tasks.discrete import DiscreteSurvivalTask
+from mil.tasks.survival import FollowUp
 
 TOLERANCE = 1e-10
 
@@ -23,9 +25,9 @@ def arrays(shared):
 
 def task_with_bins(bins, *, alpha=0.0):
     """A task whose cuts do not matter here: the golden arrays give the bins themselves."""
-    return DiscreteSurvivalTask(
-        tuple(float(j) for j in range(1, bins)), time="time", event="event", alpha=alpha
-    )
+    cuts = tuple(float(j) for j in range(1, bins))
+    follow_up = FollowUp("time", "event", times=cuts, horizons=cuts[:1], longest=float(bins))
+    return DiscreteSurvivalTask(cuts, follow_up, alpha=alpha)
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_survival_risk_and_hazards_equal_the_golden_arrays(arrays, logits):
     task = task_with_bins(logits.shape[1])
     table = task.predict(logits)
     assert_close(table["risk"], arrays["risk"], "risk")
-    survival = table[[f"survival_{j}" for j in range(task.outputs)]].to_numpy()
+    survival = task.survival_at(logits, task.ends)
     assert_close(survival, arrays["S"], "S")
     before = np.concatenate([np.ones((len(survival), 1)), survival[:, :-1]], axis=1)
     assert_close(1 - survival / before, arrays["hazards"], "hazards")
@@ -64,7 +66,8 @@ def test_survival_risk_and_hazards_equal_the_golden_arrays(arrays, logits):
 def test_fitted_bins_and_labels_equal_the_golden_arrays(arrays):
     targets = pd.DataFrame({"months": arrays["time"], "dead": arrays["status"]})
     bins = len(arrays["label_bins"]) - 1
-    task = DiscreteSurvivalTask.fit(targets, time="months", event="dead", bins=bins)
+    config = SurvivalConfig(time="months", event="dead", bins=bins)
+    task = DiscreteSurvivalTask.fit(targets, config)
     assert_close(task.cuts, arrays["label_bins"][1:-1], "label_bins")
     encoded = task.encode(targets)
     assert np.array_equal(encoded[:, 0].numpy(), arrays["label"])

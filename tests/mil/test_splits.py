@@ -1,13 +1,21 @@
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mil.experiment import strata
-from mil.splits import Fold, Splits, load_splits, make_splits, refuse_shared_slides, save_splits
-from mil.tasks.config import SurvivalConfig
+from mil.config import SplitConfig
+from mil.folds.split_files import SuppliedFold
+from mil.folds.splits import (
+    Fold,
+    Splits,
+    load_splits,
+    make_splits,
+    refuse_shared_slides,
+    save_splits,
+)
 from preprocessing.errors import CohortError
 
 
@@ -21,60 +29,101 @@ def cohorts(draw):
         for i, patient in enumerate(patients)
         for _ in range(draw(st.integers(1, 3)))
     ]
-    return pd.DataFrame(bags, columns=["patient_id", "label"])
+    return bag_table(bags)
+
+
+def bag_table(rows: list[tuple[str, str]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=["patient_id", "label"])
+    table["slide_ids"] = [(f"slide{i}",) for i in range(len(table))]
+    return table
 
 
 @settings(max_examples=30, deadline=None)
-@given(cohorts(), st.integers(2, 5), st.integers(0, 100))
-def test_every_patient_is_tested_once_and_parts_never_overlap(bags, folds, seed):
-    splits = make_splits(bags, [bags["label"]], folds=folds, validation_share=0.2, seed=seed)
+@given(cohorts(), st.integers(2, 5), st.integers(1, 3), st.integers(0, 100))
+def test_every_patient_is_tested_once_a_repeat_and_parts_never_overlap(bags, folds, repeats, seed):
+    config = SplitConfig(folds=folds, repeats=repeats, seed=seed)
+    splits, notes = make_splits(bags, [bags["label"]], config)
+    assert notes == {}
     everyone = set(bags["patient_id"])
-    assert sorted(p for fold in splits.folds for p in fold.test) == sorted(everyone)
+    assert [fold.repeat for fold in splits.folds] == sorted([*range(repeats)] * folds)
+    for repeat in range(repeats):
+        tested = [p for fold in splits.folds if fold.repeat == repeat for p in fold.test]
+        assert sorted(tested) == sorted(everyone)
     for fold in splits.folds:
-        parts = [set(fold.train), set(fold.validation), set(fold.test)]
-        assert sum(map(len, parts)) == len(everyone)
-        assert set.union(*parts) == everyone
+        assert_parts(fold, everyone)
         training = bags[bags["patient_id"].isin(fold.train)]
         assert set(training["label"]) == set(bags["label"])
+    assert all(len(splits.folds_testing(p)) == repeats for p in everyone)
+    assert all(splits.fold_testing(p) == splits.folds_testing(p)[0] for p in everyone)
 
 
-def test_same_seed_same_folds_other_seed_others():
-    bags = pd.DataFrame({"patient_id": [f"p{i}" for i in range(30)], "label": ["a", "b", "b"] * 10})
-
-    def fingerprint(seed: int) -> str:
-        return make_splits(
-            bags, [bags["label"]], folds=3, validation_share=0.2, seed=seed
-        ).fingerprint
-
-    assert fingerprint(1) == fingerprint(1)
-    assert fingerprint(1) != fingerprint(2)
+def assert_parts(fold: Fold, everyone: set[str]) -> None:
+    parts = [set(fold.train), set(fold.validation), set(fold.test)]
+    assert sum(map(len, parts)) == len(everyone)
+    assert set.union(*parts) == everyone
 
 
-def test_folds_are_stratified():
-    bags = pd.DataFrame(
-        {"patient_id": [f"p{i}" for i in range(50)], "label": ["rare"] * 10 + ["common"] * 40}
+@settings(max_examples=30, deadline=None)
+@given(cohorts(), st.sampled_from([0.1, 0.2, 0.3, 0.45]), st.integers(0, 100))
+def test_monte_carlo_draws_the_share_of_every_class(bags, share, seed):
+    config = SplitConfig(scheme="monte_carlo", folds=4, test_share=share, seed=seed)
+    splits, _ = make_splits(bags, [bags["label"]], config)
+    label = bags.groupby("patient_id")["label"].first()
+    assert [fold.repeat for fold in splits.folds] == [0, 1, 2, 3]
+    for fold in splits.folds:
+        assert_parts(fold, set(label.index))
+        for name, count in label.value_counts().items():
+            drawn = (label[list(fold.test)] == name).sum()
+            assert abs(drawn - max(1, share * count)) <= 0.5
+            rest = count - drawn
+            validated = (label[list(fold.validation)] == name).sum()
+            assert abs(validated - max(1, 0.2 * rest)) <= 0.5
+
+
+def test_monte_carlo_draws_differ():
+    bags = bag_table([(f"p{i}", "ab"[i % 2]) for i in range(60)])
+    splits, _ = make_splits(
+        bags, [bags["label"]], SplitConfig(scheme="monte_carlo", folds=20, test_share=0.25)
     )
-    splits = make_splits(bags, [bags["label"]], folds=5, validation_share=0.2, seed=0)
-    rare = {f"p{i}" for i in range(10)}
-    assert [len(rare & set(fold.test)) for fold in splits.folds] == [2] * 5
-    assert all(rare & set(fold.validation) for fold in splits.folds)
+    assert len({fold.test for fold in splits.folds}) == 20
+    often = pd.Series([p for fold in splits.folds for p in fold.test]).value_counts()
+    assert len(often) == 60  # 20 draws of a quarter miss a given patient once in 300 times
+    assert often.max() <= 12
 
 
-def test_too_few_patients_of_a_class_are_named():
-    bags = pd.DataFrame({"patient_id": list("abcdefgh"), "label": ["x"] * 6 + ["y"] * 2})
-    with pytest.raises(CohortError, match="at least 3 patients in every stratum, but 'y' has 2"):
-        make_splits(bags, [bags["label"]], folds=3, validation_share=0.2, seed=0)
+def test_same_seed_same_folds_other_seed_and_other_repeat_others():
+    bags = bag_table([(f"p{i}", "abb"[i % 3]) for i in range(30)])
+
+    def splits(seed: int) -> Splits:
+        return make_splits(bags, [bags["label"]], SplitConfig(folds=3, repeats=2, seed=seed))[0]
+
+    assert splits(1).fingerprint == splits(1).fingerprint
+    assert splits(1).fingerprint != splits(2).fingerprint
+    tests = [set(fold.test) for fold in splits(1).folds]
+    assert all(first not in tests[3:] for first in tests[:3])
+
+
+@settings(max_examples=20, deadline=None)
+@given(cohorts(), st.randoms(use_true_random=False))
+def test_folds_do_not_depend_on_the_order_of_the_bags(bags, random):
+    order = random.sample(range(len(bags)), len(bags))
+    shuffled = bags.iloc[order]
+    for config in (SplitConfig(folds=3), SplitConfig(scheme="monte_carlo", folds=2)):
+        first, _ = make_splits(bags, [bags["label"]], config)
+        again, _ = make_splits(shuffled, [shuffled["label"]], config)
+        assert first == again
 
 
 @pytest.mark.parametrize(
     ("folds", "message"),
     [
-        ([Fold(("a",), ("b",), ("a",))], r"fold 0: patient\(s\) \['a'\] .* both train and test"),
-        ([Fold(("a",), ("a",), ("b",))], "both train and validation"),
+        ([Fold(("a",), ("b",), ("a",))], r"fold 0: patient\(s\) a stand in both train and test"),
+        ([Fold(("a",), ("a",), ("b",))], "a stand in both train and validation"),
+        ([Fold(("a",), ("b",), ("b",))], "b stand in both validation and test"),
         ([Fold(("a",), (), ("b",))], "fold 0 has no validation patients"),
         (
             [Fold(("a",), ("b",), ("c",)), Fold(("b",), ("a",), ("c",))],
-            r"\['c'\] are tested in more than one fold",
+            r"patient\(s\) c are tested in more than one fold of repeat 0: 0 and 1",
         ),
     ],
 )
@@ -83,16 +132,28 @@ def test_leaking_splits_are_refused(folds, message):
         Splits(tuple(folds))
 
 
+def test_another_repeat_tests_a_patient_again():
+    first = Fold(("a",), ("b",), ("c",))
+    splits = Splits((first, replace(first, repeat=1)))
+    assert splits.folds_testing("c") == (0, 1)
+    assert splits.fold_testing("a") is None
+
+
 def test_saved_splits_come_back_and_edited_ones_are_refused(tmp_path):
-    splits = Splits((Fold(("a", "d"), ("b",), ("c",)),))
+    splits = Splits((Fold(("a", "d"), ("b",), ("c",), repeat=3),), data="d1")
     path = tmp_path / "splits.json"
     save_splits(splits, path)
     assert load_splits(path) == splits
     content = json.loads(path.read_text())
-    content["folds"][0]["train"] = ["a"]
-    path.write_text(json.dumps(content))
-    with pytest.raises(CohortError, match="was edited"):
-        load_splits(path)
+    for key, value in (("train", ["a"]), ("repeat", 2)):
+        edited = {**content, "folds": [{**content["folds"][0], key: value}]}
+        path.write_text(json.dumps(edited))
+        with pytest.raises(CohortError, match="was edited"):
+            load_splits(path)
+    for broken in ("{", "[]", json.dumps({**content, "folds": [{"train": ["a"]}]})):
+        path.write_text(broken)
+        with pytest.raises(CohortError, match="holds no splits"):
+            load_splits(path)
     assert [p.name for p in tmp_path.iterdir()] == ["splits.json"]
 
 
@@ -102,29 +163,77 @@ def test_one_image_under_two_patients_is_refused():
         refuse_shared_slides({"s1": "a", "s2": "b"}, {"s1": "f", "s2": "f"})
 
 
-def follow_up(events: list[int]) -> pd.DataFrame:
-    patients = [f"p{i}" for i in range(len(events))]
-    return pd.DataFrame({"patient_id": patients, "t": range(1, len(events) + 1), "e": events})
+@st.composite
+def supplied_cohorts(draw):
+    """A cohort, and the patients of the three parts of 1-3 folds of it."""
+    bags = draw(cohorts())
+    patients = sorted(set(bags["patient_id"]))
+    folds = []
+    for _ in range(draw(st.integers(1, 3))):
+        order = draw(st.permutations(patients))
+        cut = draw(st.integers(3, len(patients) - 2))
+        folds.append((set(order[:cut]), set(order[cut : cut + 1]), set(order[cut + 1 :])))
+    return bags, folds
 
 
-SURVIVAL = SurvivalConfig(time="t", event="e")
+@settings(max_examples=30, deadline=None)
+@given(supplied_cohorts(), st.booleans())
+def test_supplied_folds_are_taken_over_as_they_are(cohort, by_slide):
+    bags, folds = cohort
+
+    def ids(patients: set[str]) -> frozenset[str]:
+        if not by_slide:
+            return frozenset(patients)
+        mine = bags["patient_id"].isin(patients)
+        return frozenset(slide for (slide,) in bags["slide_ids"][mine])
+
+    given_folds = [SuppliedFold(*map(ids, parts), source="file") for parts in folds]
+    config = SplitConfig(scheme="supplied", folds=len(folds), files=("file",))
+    splits, notes = make_splits(bags, [bags["label"]], config, supplied=given_folds)
+    assert notes == {}
+    for fold, (train, validation, test) in zip(splits.folds, folds, strict=True):
+        assert set(fold.train) == train
+        assert set(fold.validation) == validation
+        assert set(fold.test) == test
+    repeats = [fold.repeat for fold in splits.folds]
+    assert repeats == sorted(repeats)
 
 
-@pytest.mark.parametrize("censored", [0, 1, 2, 5, 12])
-def test_survival_folds_need_events_but_no_censored_patients(censored):
-    bags = follow_up([1] * 13 + [0] * censored)
-    splits = make_splits(bags, strata(SURVIVAL, bags), folds=3, validation_share=0.25, seed=0)
-    events = set(bags.loc[bags["e"] == 1, "patient_id"])
-    assert all(len(events & set(fold.test)) >= 2 for fold in splits.folds)
+SUPPLIED = SplitConfig(scheme="supplied", folds=1, files=("file",))
 
 
-def test_too_few_events_are_refused():
-    bags = follow_up([1] * 2 + [0] * 20)
-    with pytest.raises(CohortError, match="'event' has 2"):
-        make_splits(bags, strata(SURVIVAL, bags), folds=3, validation_share=0.25, seed=0)
+def supplied_fold(train: str, validation: str, test: str) -> SuppliedFold:
+    return SuppliedFold(*(frozenset(ids.split()) for ids in (train, validation, test)), source="f")
 
 
-def test_values_that_are_no_event_are_named_before_folds_are_made():
-    bags = follow_up([1, 0, 2, 1]).set_index("patient_id", drop=False)
-    with pytest.raises(CohortError, match=r"expected 1 .* for p2"):
-        strata(SURVIVAL, bags)
+def test_validation_is_cut_from_supplied_training_patients_alone():
+    bags = bag_table([(f"p{i}", "ab"[i % 2]) for i in range(30)])
+    train, test = (" ".join(f"p{i}" for i in r) for r in (range(20), range(20, 25)))
+    given_fold = supplied_fold(train, "", test)
+    splits, notes = make_splits(bags, [bags["label"]], SUPPLIED, supplied=[given_fold])
+    (fold,) = splits.folds
+    assert set(fold.test) == set(test.split())
+    assert set(fold.train) | set(fold.validation) == set(train.split())
+    assert [sum(int(p[1:]) % 2 == k for p in fold.validation) for k in (0, 1)] == [2, 2]
+    assert notes == {"fold 0: patients in no part of f": [f"p{i}" for i in range(25, 30)]}
+
+
+def test_supplied_leaks_are_refused_by_name():
+    bags = bag_table([(f"p{i // 2}", "ab"[i % 2]) for i in range(24)])
+    label = [bags["label"]]
+    torn = supplied_fold("slide0 slide2", "slide6", "slide3 slide4")
+    with pytest.raises(CohortError, match=r"f: patient\(s\) p1 stand in both train and test"):
+        make_splits(bags, label, SUPPLIED, supplied=[torn])
+    site = pd.Series({f"p{i}": f"site{i // 2}" for i in range(12)}, name="site")
+    sited = SUPPLIED.model_copy(update={"group": "site"})
+    torn = supplied_fold("p0 p1 p2", "p3", "p4 p5")
+    with pytest.raises(CohortError, match=r"site\(s\) site1 stand in both train and validation"):
+        make_splits(bags, label, sited, groups=site, supplied=[torn])
+
+
+def test_the_number_of_supplied_folds_is_the_configured_one():
+    bags = bag_table([(f"p{i}", "ab"[i % 2]) for i in range(12)])
+    two = SUPPLIED.model_copy(update={"folds": 2})
+    one = [supplied_fold("p0", "p1", "p2")]
+    with pytest.raises(CohortError, match=r"hold 1 folds, mil.split.folds is 2: set folds: 1"):
+        make_splits(bags, [bags["label"]], two, supplied=one)

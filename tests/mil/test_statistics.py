@@ -1,124 +1,167 @@
+"""Metrics of tables: which rows and columns reach which metric; metrics have their own tests."""
+
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from lifelines.utils import concordance_index
-from sklearn.metrics import f1_score, recall_score, roc_auc_score
+from result_fakes import class_rows, survival_rows
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    f1_score,
+    recall_score,
+    roc_auc_score,
+)
+from sksurv.metrics import concordance_index_ipcw, cumulative_dynamic_auc, integrated_brier_score
+from sksurv.util import Surv
 
-from mil.statistics import bootstrap_intervals, metrics_for, whole
+from mil.evaluation.statistics import (
+    FoldFit,
+    bootstrap_intervals,
+    draws_of,
+    metrics_for,
+    whole,
+)
+from mil.outcomes import Outcomes
 from mil.tasks.config import ClassificationConfig, SurvivalConfig
 
-TUMOUR = ClassificationConfig(label="y", positive="b")
-SURVIVAL = SurvivalConfig(time="t", event="e")
+TUMOUR = ClassificationConfig(label="y", positive="tumour")
+SURVIVAL = SurvivalConfig(time="months", event="died")
 
 
-def predictions(n: int, signal: float, seed: int = 0) -> pd.DataFrame:
-    """`n` patients with two slides each; the score of class b is shifted by `signal`."""
+def patients(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["level"] == "patient"].reset_index(drop=True)
+
+
+def of(table: pd.DataFrame, target=TUMOUR, fits=None) -> dict[str, float]:
+    return {name: metric(whole(table)) for name, metric in metrics_for(table, target, fits).items()}
+
+
+def training(seed: int) -> FoldFit:
     rng = np.random.default_rng(seed)
-    truth = rng.random(n) < 0.4
-    table = pd.DataFrame(
-        {
-            "fold": np.arange(n) % 3,
-            "patient_id": [f"p{i}" for i in range(n)],
-            "y": np.where(truth, "b", "a"),
-        }
+    time, censored = rng.exponential(30, 200) + 0.01, rng.uniform(3, 90, 200)
+    outcomes = Outcomes(np.minimum(time, censored), time <= censored)
+    return FoldFit(outcomes, times=(6.0, 12.0, 24.0), horizons=(6.0, 24.0))
+
+
+def surv(outcomes: Outcomes) -> np.ndarray:
+    return Surv.from_arrays(outcomes.event, outcomes.time)
+
+
+def test_classification_metrics_are_sklearns_of_the_right_columns():
+    table = patients(class_rows())
+    found = of(table)
+    ill, called = table["y"] == "tumour", table["predicted"]
+    assert found["auroc"] == pytest.approx(roc_auc_score(ill, table["prob_tumour"]))
+    assert found["auprc"] == pytest.approx(average_precision_score(ill, table["prob_tumour"]))
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(table["y"], called))
+    assert found["macro_f1"] == pytest.approx(f1_score(table["y"], called, average="macro"))
+    assert found["sensitivity"] == pytest.approx(recall_score(ill, called == "tumour"))
+    assert found["specificity"] == pytest.approx(recall_score(~ill, called != "tumour"))
+    assert found["brier"] == pytest.approx(brier_score_loss(ill, table["prob_tumour"]))
+    assert found["brier_uncalibrated"] == pytest.approx(
+        brier_score_loss(ill, table["uncalibrated_tumour"])
     )
-    table = pd.concat([table, table], ignore_index=True)
-    score = rng.normal(size=2 * n) + signal * (table["y"] == "b")
-    table["prob_b"] = 1 / (1 + np.exp(-score))
-    table["prob_a"] = 1 - table["prob_b"]
-    return table
+    assert found["conformal_coverage"] == pytest.approx((table["y"] == table["predicted"]).mean())
+    assert found["conformal_set_size"] == 1
+    assert "kappa" not in found
 
 
-def of(table: pd.DataFrame, target=TUMOUR) -> dict[str, float]:
-    return {name: metric(whole(table)) for name, metric in metrics_for(table, target).items()}
+def test_several_classes_are_averaged_and_grades_have_a_kappa():
+    classes = ("I", "II", "III")
+    table = patients(class_rows(classes))
+    found = of(table, ClassificationConfig(label="y", classes=classes, ordered=True))
+    each = [roc_auc_score(table["y"] == c, table[f"prob_{c}"]) for c in classes]
+    assert found["auroc"] == pytest.approx(np.mean(each))
+    assert 0 < found["kappa"] < 1
+    assert "sensitivity" not in found
 
 
-def test_auroc_is_sklearns_and_the_same_without_a_positive_class():
-    table = predictions(60, 1.0)
-    expected = roc_auc_score(table["y"] == "b", table["prob_b"])
-    assert of(table)["auroc"] == pytest.approx(expected)
-    both = of(table, ClassificationConfig(label="y"))["auroc"]
-    assert both == pytest.approx(expected)
+def test_survival_metrics_are_scikit_survivals_fold_by_fold():
+    table = patients(survival_rows())
+    fits = {fold: training(fold) for fold in range(4)}
+    found = of(table, SURVIVAL, fits)
+    expected = {name: [] for name in ("uno_c", "td_auc_2", "ibs")}
+    sizes = []
+    for fold, fit in fits.items():
+        mine = table[table["fold"] == fold]
+        test = surv(Outcomes(mine["months"].to_numpy(), mine["died"].to_numpy()))
+        survival = mine[[f"survival_{j:02}" for j in range(3)]].to_numpy()
+        train = surv(fit.training)
+        expected["uno_c"].append(concordance_index_ipcw(train, test, mine["risk_sd"], 24)[0])
+        expected["td_auc_2"].append(
+            cumulative_dynamic_auc(train, test, 1 - survival[:, 2], [24.0])[0][0]
+        )
+        expected["ibs"].append(integrated_brier_score(train, test, survival, list(fit.times)))
+        sizes.append(len(mine))
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(np.average(values, weights=sizes), abs=1e-9)
+    assert found["ibs_skill"] < 1
 
 
-def test_balanced_accuracy_and_macro_f1_by_hand():
-    # truth a a a b; answers a a b b: recalls 2/3 and 1; F1 of a 4/5, of b 2/3
-    table = pd.DataFrame({"y": list("aaab"), "prob_a": [0.9, 0.6, 0.4, 0.1]})
-    table["prob_b"] = 1 - table["prob_a"]
-    assert of(table)["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
-    assert of(table)["macro_f1"] == pytest.approx((4 / 5 + 2 / 3) / 2)
+def test_risks_of_two_folds_are_never_compared():
+    table = patients(survival_rows())
+    fits = {fold: training(fold) for fold in range(4)}
+    before = of(table, SURVIVAL, fits)["c_index"]
+    moved = table.assign(risk_sd=table["risk_sd"] + 100 * table["fold"])
+    assert of(moved, SURVIVAL, fits)["c_index"] == before
+    one = table[table["fold"] == 1].reset_index(drop=True)
+    expected = concordance_index(one["months"], -one["risk_sd"], one["died"])
+    assert of(one, SURVIVAL, {1: fits[1]})["c_index"] == pytest.approx(expected)
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=40))
-@settings(deadline=None, max_examples=50)
-def test_balanced_accuracy_and_macro_f1_are_sklearns(pairs):
-    truth, answers = np.array(pairs).T
-    table = pd.DataFrame(np.eye(3)[answers], columns=["prob_0", "prob_1", "prob_2"])
-    table["y"] = truth.astype(str)
-    values = of(table, ClassificationConfig(label="y"))
-    occurring = sorted(set(truth))
-    recall = recall_score(truth, answers, labels=occurring, average="macro", zero_division=0)
-    assert values["balanced_accuracy"] == pytest.approx(recall)
-    assert values["macro_f1"] == pytest.approx(f1_score(truth, answers, average="macro"))
+def test_folds_may_tell_survival_on_grids_of_other_lengths():
+    table = patients(survival_rows())
+    fits = {fold: training(fold) for fold in range(4)}
+    shorter = FoldFit(fits[0].training, times=(6.0, 12.0), horizons=(6.0, 12.0))
+    table.loc[table["fold"] == 0, "survival_02"] = np.nan
+    found = of(table, SURVIVAL, fits | {0: shorter})
+    assert np.isfinite(found["ibs"])
+    assert np.isfinite(found["td_auc_2"])
+
+
+def test_repeats_are_averaged_and_not_pooled():
+    table = patients(class_rows(repeats=3))
+    each = [
+        of(part.reset_index(drop=True))["auroc"] for _, part in table.groupby("repeat", sort=True)
+    ]
+    assert len(set(each)) == 3
+    assert of(table)["auroc"] == pytest.approx(np.mean(each))
 
 
 def test_auroc_of_one_class_is_undefined():
-    table = predictions(20, 1.0)
+    table = patients(class_rows())
     metric = metrics_for(table, TUMOUR)["auroc"]
-    assert np.isnan(metric(np.flatnonzero(table["y"] == "a")))
+    assert np.isnan(metric(np.flatnonzero(table["y"] == "benign")))
 
 
-def test_c_index_is_lifelines_within_folds():
-    rng = np.random.default_rng(1)
-    table = pd.DataFrame(
-        {
-            "fold": np.repeat([0, 1], 30),
-            "patient_id": [f"p{i}" for i in range(60)],
-            "t": rng.integers(1, 20, 60).astype(str),
-            "e": (rng.random(60) < 0.6).astype(int).astype(str),
-            "risk": rng.normal(size=60),
-        }
-    )
-    table.loc[table["fold"] == 1, "risk"] += 100  # another model, another scale
-    expected = [
-        concordance_index(f["t"].astype(float), -f["risk"], f["e"].astype(int))
-        for _, f in table.groupby("fold")
-    ]
-    assert of(table, SURVIVAL)["c_index"] == pytest.approx(np.mean(expected))
+def test_draws_keep_the_folds_sizes_and_all_rows_of_a_patient():
+    table = class_rows()
+    slides = table[table["level"] == "slide"].reset_index(drop=True)
+    per_patient = slides["patient_id"].value_counts()
+    for rows in draws_of(slides, 20):
+        drawn = slides.iloc[rows]
+        times = drawn["patient_id"].value_counts() / per_patient[drawn["patient_id"].unique()]
+        assert (times == times.round()).all()
+    singles = patients(table)
+    sizes = singles["fold"].value_counts().sort_index()
+    for rows in draws_of(singles, 20):
+        assert singles.iloc[rows]["fold"].value_counts().sort_index().equals(sizes)
 
 
-def test_c_index_without_comparable_patients_is_undefined():
-    table = pd.DataFrame({"fold": [0, 0], "t": ["3", "5"], "e": ["0", "0"], "risk": [1.0, 2.0]})
-    assert np.isnan(of(table, SURVIVAL)["c_index"])
-
-
-def test_bootstrap_draws_patients_with_all_their_rows():
-    table = predictions(30, 1.0)
-    patients = table["patient_id"].to_numpy()
-
-    def halves(rows) -> float:
-        """How many patients came along with one of their two slides."""
-        return float((np.unique(patients[rows], return_counts=True)[1] % 2).sum())
-
-    sizes = {"rows": lambda rows: float(len(rows)), "pairs": halves}
-    intervals = bootstrap_intervals(table, sizes, resamples=100)
-    assert intervals["rows"] == (60, 60)
-    assert intervals["pairs"] == (0, 0)
+def test_repeated_folds_draw_a_patient_in_all_repeats_at_once():
+    table = patients(class_rows(repeats=2))
+    for rows in draws_of(table, 20):
+        drawn = table.iloc[rows].groupby(["patient_id", "repeat"]).size().unstack()
+        assert (drawn[0] == drawn[1]).all()
 
 
 def test_bootstrap_interval_has_about_the_width_of_theory():
     # A mean of n independent values of variance 1: standard error 1/sqrt(n).
     rng = np.random.default_rng(0)
-    table = pd.DataFrame({"fold": 0, "patient_id": range(400), "x": rng.normal(size=400)})
-    values = table["x"].to_numpy()
+    table = pd.DataFrame({"fold": 0, "repeat": 0, "patient_id": range(400)})
+    values = rng.normal(size=400)
     means = {"mean": lambda rows: float(values[rows].mean())}
-    low, high = bootstrap_intervals(table, means, resamples=2000)["mean"]
+    low, high = bootstrap_intervals(means, draws_of(table, 2000))["mean"]
     assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
-
-
-def test_undefined_resamples_do_not_count():
-    table = predictions(30, 1.0)
-    never = {"never": lambda _: float("nan")}
-    assert np.isnan(bootstrap_intervals(table, never, resamples=100)["never"]).all()

@@ -1,6 +1,5 @@
 """Discrete-time survival against independent computations: plain products, Kaplan-Meier."""
 
-import json
 import math
 
 import numpy as np
@@ -11,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lifelines import KaplanMeierFitter
 
-from mil.tasks.build import fit_task, restore_task
+from mil.tasks.base import Answers
+from mil.tasks.build import fit_task
 from mil.tasks.config import SurvivalConfig
-from mil.tasks.survival import DiscreteSurvivalTask
+from mil.tasks.discrete import DiscreteSurvivalTask
+from mil.tasks.survival import FollowUp
 from preprocessing.errors import CohortError
 
 SURVIVAL = SurvivalConfig(time="months", event="dead")
@@ -27,6 +28,13 @@ def follow_up(times, events):
 def random_follow_up(patients):
     rng = np.random.default_rng(0)
     return follow_up(rng.exponential(30, patients) + 0.1, rng.integers(0, 2, patients))
+
+
+def task_of(*cuts, alpha=0.0, longest=None):
+    follow_up = FollowUp(
+        "months", "dead", times=cuts, horizons=cuts[:1], longest=longest or cuts[-1] + 1
+    )
+    return DiscreteSurvivalTask(cuts, follow_up, alpha=alpha)
 
 
 def likelihood(logits, bins, events):
@@ -45,9 +53,7 @@ def test_loss_is_the_discrete_likelihood(seed, outputs, alpha):
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (12, outputs))
     bins, events = rng.integers(0, outputs, 12), rng.integers(0, 2, 12)
-    task = DiscreteSurvivalTask(
-        tuple(map(float, range(1, outputs))), time="months", event="dead", alpha=alpha
-    )
+    task = task_of(*map(float, range(1, outputs)), alpha=alpha)
     per_bag = task.loss_per_bag(
         torch.from_numpy(logits), torch.from_numpy(np.stack([bins, events], axis=1))
     )
@@ -68,15 +74,12 @@ def test_kaplan_meier_is_where_the_loss_is_least():
     everyone = torch.cat([logits, last]).expand(len(targets), -1)
     task.loss(everyone, encoded).backward()
     assert logits.grad.abs().max() < 1e-12
-    table = task.predict(everyone)
-    assert table.loc[0, [f"survival_{j}" for j in range(task.outputs - 1)]].to_numpy(
-        float
-    ) == pytest.approx(survival)
+    assert task.survival_at(everyone, task.cuts)[0] == pytest.approx(survival)
 
 
 @pytest.mark.parametrize("event", [0, 1])
 def test_extreme_logits_keep_a_finite_loss_and_their_gradient(event):
-    task = DiscreteSurvivalTask((1.0, 2.0, 3.0), time="months", event="dead")
+    task = task_of(1.0, 2.0, 3.0)
     for value in (-40.0, 40.0, -1e4, 1e4):
         logits = torch.full((1, 4), value, requires_grad=True)
         loss = task.loss(logits, torch.tensor([[2, event]]))
@@ -139,13 +142,13 @@ def test_unfit_follow_up_is_refused_by_id(targets, message):
     with pytest.raises(CohortError, match=message):
         fit_task(SURVIVAL, targets)
     if "events at" not in message:
-        task = DiscreteSurvivalTask((2.0,), time="months", event="dead")
+        task = task_of(2.0)
         with pytest.raises(CohortError, match=message):
             task.encode(targets)
 
 
 def test_event_may_be_boolean_or_nullable():
-    task = DiscreteSurvivalTask((2.0,), time="months", event="dead")
+    task = task_of(2.0)
     assert task.encode(follow_up([1, 3], [True, False])).tolist() == [[0, 1], [1, 0]]
     nullable = follow_up([1, 3], pd.array([1, 0], dtype="Int64"))
     assert task.encode(nullable).tolist() == [[0, 1], [1, 0]]
@@ -155,23 +158,57 @@ def test_event_may_be_boolean_or_nullable():
 
 
 def test_evidence_is_zero_for_an_undecided_model_and_grows_with_hazard():
-    task = DiscreteSurvivalTask((1.0, 2.0, 3.0), time="months", event="dead")
+    task = task_of(1.0, 2.0, 3.0)
     evidence = task.evidence(torch.tensor([[-1.0] * 4, [0.0] * 4, [1.0] * 4], dtype=torch.float64))
     assert evidence[0] < 0 < evidence[2]
     assert evidence[1].item() == pytest.approx(0, abs=1e-12)
 
 
-def test_evidence_is_centred_on_training_risks_and_restored():
-    task = DiscreteSurvivalTask((1.0, 2.0), time="months", event="dead", alpha=0.3)
-    logits = torch.tensor([[0.5, -1.0, 0.2]], dtype=torch.float64)
-    risk = task.predict(logits)["risk"][0]
-    moved = task.centred(logits)
-    assert moved.evidence(logits).item() == pytest.approx(0, abs=1e-12)
-    restored = restore_task(json.loads(json.dumps(moved.state())))
-    assert restored.state() == task.state() | {"reference": pytest.approx(risk)}
-
-
-@pytest.mark.parametrize("cuts", [(), (2.0, 1.0), (1.0, 1.0), (math.nan, 1.0)])
+@pytest.mark.parametrize("cuts", [(2.0, 1.0), (1.0, 1.0), (math.nan, 1.0)])
 def test_cuts_must_increase(cuts):
     with pytest.raises(CohortError, match="increasing cuts"):
-        DiscreteSurvivalTask(cuts, time="months", event="dead")
+        task_of(*cuts)
+
+
+# --- survival at any time
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**31), outputs=st.integers(2, 6))
+def test_survival_between_bin_ends_has_a_constant_hazard(seed, outputs):
+    """Against scipy's piecewise exponential by hand: S(t) = exp(-integral of the hazard)."""
+    rng = np.random.default_rng(seed)
+    ends = np.cumsum(rng.uniform(0.1, 5, outputs))
+    task = task_of(*map(float, ends[:-1]), longest=float(ends[-1]))
+    logits = torch.from_numpy(rng.normal(0, 2, (3, outputs)))
+    widths = np.diff(np.concatenate([[0.0], ends]))
+    rates = -np.log(1 - 1 / (1 + np.exp(-logits.numpy()))) / widths
+    times = rng.uniform(0, ends[-1] * 1.5, 20)
+    starts = ends - widths
+    exposure = np.clip(times[:, None] - starts, 0, widths)  # times, bins
+    expected = np.exp(-(rates @ exposure.T))
+    assert task.survival_at(logits, times) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+
+def test_survival_starts_at_one_falls_and_is_held_after_the_longest_time():
+    task = task_of(1.0, 2.0, longest=5.0)
+    logits = torch.tensor([[0.0, 0.0, 0.0], [1e4, -1e4, 3.0]])
+    survival = task.survival_at(logits, [0.0, 1.0, 2.0, 5.0, 1e6])
+    assert survival[0] == pytest.approx([1, 0.5, 0.25, 0.125, 0.125])
+    assert survival[1] == pytest.approx([1, 0, 0, 0, 0])
+
+
+def test_a_last_bin_of_no_width_is_a_step():
+    task = fit_task(SURVIVAL, follow_up([1, 1, 1, 2, 2], [1] * 5))
+    assert isinstance(task, DiscreteSurvivalTask)
+    assert task.cuts[-1] == 2.0  # also the longest training time
+    survival = task.survival_at(torch.zeros(1, task.outputs), [task.cuts[-1], 2.1])[0]
+    assert survival[0] == pytest.approx(2 * survival[1])
+
+
+def test_discrete_evidence_is_measured_from_the_mean_training_risk():
+    task = task_of(1.0, 2.0, alpha=0.3)
+    logits = torch.tensor([[0.5, -1.0, 0.2]], dtype=torch.float64)
+    moved = task.completed(*[Answers(logits, torch.tensor([[0, 1]]))] * 2)
+    assert moved.evidence(logits).item() == pytest.approx(0, abs=1e-12)
+    assert moved.reference == pytest.approx(task.predict(logits)["risk"][0])

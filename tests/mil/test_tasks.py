@@ -8,10 +8,19 @@ import pandas as pd
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
+from sklearn.utils.class_weight import compute_class_weight
+from torch.nn import functional
 
+from mil.tasks.base import Answers
 from mil.tasks.build import fit_task, restore_task
 from mil.tasks.classification import ClassificationTask
-from mil.tasks.config import ClassificationConfig, SurvivalConfig, TaskConfig
+from mil.tasks.config import (
+    ClassificationConfig,
+    CoxConfig,
+    OperatingPointConfig,
+    SurvivalConfig,
+    TaskConfig,
+)
 from preprocessing.errors import CheckpointError, CohortError
 
 SURVIVAL = SurvivalConfig(time="months", event="dead")
@@ -37,7 +46,11 @@ def random_follow_up(patients=80, *, seed=0):
 
 def test_columns_must_be_named():
     adapter = TypeAdapter(TaskConfig)
-    for section in ({"name": "classification"}, {"name": "survival", "time": "months"}):
+    for section in (
+        {"name": "classification"},
+        {"name": "survival", "time": "months"},
+        {"name": "cox", "event": "dead"},
+    ):
         with pytest.raises(ValidationError, match="Field required"):
             adapter.validate_python(section)
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
@@ -55,19 +68,50 @@ def test_classes_of_a_configuration_hold_together():
         ClassificationConfig(label="grade", classes=("a", "b"), positive="c")
 
 
+def test_ordered_classes_need_their_order():
+    with pytest.raises(ValidationError, match="give the order in `classes`"):
+        ClassificationConfig(label="grade", ordered=True)
+    assert ClassificationConfig(label="grade", ordered=True, classes=("low", "high")).ordered
+
+
+def test_an_operating_point_keeps_what_it_names():
+    with pytest.raises(ValidationError, match="rule is 'sensitivity', least is None"):
+        OperatingPointConfig(rule="sensitivity")
+    with pytest.raises(ValidationError, match=r"youden takes none; .* least is 0.9"):
+        OperatingPointConfig(least=0.9)
+    assert OperatingPointConfig(rule="specificity", least=0.95).least == 0.95
+
+
+@pytest.mark.parametrize("times", [(5.0, 1.0), (1.0, 1.0)])
+def test_horizons_increase(times):
+    with pytest.raises(ValidationError, match="expected increasing times"):
+        CoxConfig(time="months", event="dead", times=times)
+
+
+@pytest.mark.parametrize("times", [(0.0, 1.0), ()])
+def test_horizons_are_later_than_the_start(times):
+    with pytest.raises(ValidationError, match=r"greater than 0|at least 1 item"):
+        SurvivalConfig(time="months", event="dead", times=times)
+
+
 @pytest.mark.parametrize(
     ("config", "targets"),
     [
         (ClassificationConfig(label="diagnosis", positive="a"), labels(["b", "a", "c"])),
+        (
+            ClassificationConfig(label="diagnosis", class_weights="balanced"),
+            labels(["b", "a", "c", "c"]),
+        ),
         (SurvivalConfig(time="months", event="dead", alpha=0.4), random_follow_up()),
     ],
 )
 def test_a_task_survives_json(config, targets):
-    task = fit_task(config, targets)
+    fitted = fit_task(config, targets)
+    encoded = fitted.encode(targets)
+    logits = torch.randn(len(targets), fitted.outputs, generator=torch.Generator().manual_seed(0))
+    task = fitted.completed(Answers(logits, encoded), Answers(logits, encoded))
     restored = restore_task(json.loads(json.dumps(task.state())))
-    assert restored.state() == task.state()
-    logits = torch.randn(len(targets), task.outputs, generator=torch.Generator().manual_seed(0))
-    encoded = task.encode(targets)
+    assert restored.state() == task.state() != fitted.state()
     assert torch.equal(restored.encode(targets), encoded)
     assert torch.equal(restored.loss(logits, encoded), task.loss(logits, encoded))
     assert torch.equal(restored.evidence(logits), task.evidence(logits))
@@ -77,6 +121,9 @@ def test_a_task_survives_json(config, targets):
 def test_a_foreign_state_is_refused():
     with pytest.raises(CheckpointError, match="'regression'"):
         restore_task({"name": "regression"})
+    older = {"name": "survival", "cuts": [1.0], "alpha": 0.0}
+    with pytest.raises(CheckpointError, match=r"a survival task lacks 'scale'.*another version"):
+        restore_task(older)
 
 
 # --- classification
@@ -133,8 +180,9 @@ def test_cross_entropy_and_probabilities_by_hand():
     task = ClassificationTask(("a", "b", "c"), label="diagnosis")
     logits = torch.tensor([[math.log(2), math.log(3), math.log(5)], [0.0, 0.0, 0.0]])
     table = task.predict(logits)
-    assert list(table.columns) == ["prob_a", "prob_b", "prob_c"]
-    assert table.loc[0].to_numpy() == pytest.approx([0.2, 0.3, 0.5])
+    columns = [f"{kind}_{name}" for kind in ("prob", "uncalibrated") for name in "abc"]
+    assert list(table.columns) == columns
+    assert table.loc[0].to_numpy() == pytest.approx([0.2, 0.3, 0.5] * 2)
     loss = task.loss(logits, torch.tensor([1, 2]))
     assert loss.item() == pytest.approx(-(math.log(0.3) + math.log(1 / 3)) / 2)
 
@@ -148,3 +196,45 @@ def test_evidence_is_the_log_odds_of_the_positive_class():
     two = ClassificationTask(("normal", "tumour"), label="diagnosis")
     assert two.evidence(torch.tensor([[1.0, 3.0], [2.0, 2.0]])).tolist() == [2.0, 0.0]
     assert two.evidence_name == "log-odds of tumour against normal"
+
+
+def test_balanced_weights_give_every_class_the_same_say():
+    targets = labels(["a"] * 6 + ["b"] * 3 + ["c"])
+    config = ClassificationConfig(label="diagnosis", class_weights="balanced")
+    task, plain = (
+        fit_task(config, targets),
+        fit_task(ClassificationConfig(label="diagnosis"), targets),
+    )
+    encoded = task.encode(targets)
+    logits = torch.randn(10, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    per_bag = functional.cross_entropy(logits, encoded, reduction="none")
+    means = [per_bag[encoded == c].mean().item() for c in range(3)]
+    assert task.loss(logits, encoded).item() == pytest.approx(np.mean(means))
+    # sklearn's weights, and they act in a step of one bag
+    weights = compute_class_weight(
+        "balanced", classes=np.array(["a", "b", "c"]), y=targets["diagnosis"].to_numpy()
+    )
+    for i in (0, 9):
+        one = slice(i, i + 1)
+        expected = plain.loss(logits[one], encoded[one]).item() * weights[encoded[i]]
+        assert task.loss(logits[one], encoded[one]).item() == pytest.approx(expected)
+
+
+def test_the_temperature_is_learnt_on_validation_and_divides_the_evidence():
+    """Logits three times as sure as the truth is: T near 3, and log-odds divided by it."""
+    rng = np.random.default_rng(0)
+    honest = rng.normal(0, 1.5, (4000, 2))
+    odds = honest[:, 1] - honest[:, 0]
+    truth = torch.from_numpy((rng.uniform(size=4000) < 1 / (1 + np.exp(-odds))).astype(np.int64))
+    logits = torch.from_numpy(3 * honest)
+    task = ClassificationTask(("a", "b"), label="diagnosis")
+    training = Answers(torch.zeros(2, 2), torch.tensor([0, 1]))
+    done = task.completed(training, Answers(logits, truth))
+    assert done.temperature == pytest.approx(3, rel=0.1)
+    table = done.predict(logits)
+    assert table["prob_b"].to_numpy() == pytest.approx(1 / (1 + np.exp(-odds)), abs=0.05)
+    uncalibrated = task.predict(logits)["uncalibrated_b"]
+    pd.testing.assert_series_equal(table["uncalibrated_b"], uncalibrated)
+    evidence = done.evidence(logits).numpy()
+    assert evidence == pytest.approx(task.evidence(logits).numpy() / done.temperature)
+    assert task.temperature == 1

@@ -12,8 +12,12 @@ from mil.config import TrainConfig
 from mil.models.base import BagOutput, MilMethod, Step, TrainingOutput
 from mil.models.build import build_method
 from mil.models.config import AcmilConfig, MhimConfig
+from mil.tasks.base import Task
+from mil.tasks.build import fit_task
 from mil.tasks.classification import ClassificationTask
+from mil.tasks.config import CoxConfig
 from mil.train import Part, answer, train_method
+from preprocessing.errors import CohortError, ConfigError
 
 ORIGIN = TileOrigin("fake", "0", "none", 0.5, 224)
 DIM = 6
@@ -65,6 +69,18 @@ def make_part(bags: int, seed: int) -> tuple[Part, ClassificationTask]:
     return Part(table, task.encode(table), features), task
 
 
+def survival_part(bags: int, seed: int) -> tuple[Part, Task]:
+    """The bags of `make_part`; class b dies early."""
+    part, _ = make_part(bags, seed)
+    late = (part.table["y"] == "a").to_numpy()
+    table = part.table.assign(
+        months=[1 + i % 5 + 5 * is_late for i, is_late in enumerate(late)],
+        dead=[int(i % 3 > 0) for i in range(bags)],
+    )
+    task = fit_task(CoxConfig(time="months", event="dead"), table)
+    return replace(part, table=table, encoded=task.encode(table)), task
+
+
 CONFIG = TrainConfig(epochs=6, patience=6, learning_rate=1e-2, bags_per_step=3, device="cpu")
 
 
@@ -93,6 +109,39 @@ def test_schedules_see_every_step_once(tmp_path):
     assert method.steps == [(i, 9) for i in range(9)]
 
 
+def test_an_epoch_in_one_step_equals_one_step_of_all_bags(tmp_path):
+    """The two passes end with the weights that the whole graph gives."""
+    part, task = make_part(9, seed=0)
+    weights = []
+    for size in ("epoch", 9):
+        torch.manual_seed(3)
+        method = build_method(AcmilConfig(hidden_dim=8, attention_dim=4, dropout=0.2), DIM, 2)
+        config = TrainConfig(epochs=3, learning_rate=1e-2, bags_per_step=size, device="cpu")
+        train_method(
+            method, task, (part, part), config=config, state_dir=tmp_path / str(size), run_id="x"
+        )
+        weights.append(method.state_dict())
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][name], atol=1e-5), name
+
+
+def test_a_task_that_compares_bags_refuses_steps_of_one(tmp_path):
+    part, task = survival_part(9, seed=0)
+    config = CONFIG.model_copy(update={"bags_per_step": 1})
+    method = build_method(AcmilConfig(hidden_dim=8, attention_dim=4), DIM, 1)
+    with pytest.raises(ConfigError, match=r"bags_per_step: 1, .* CoxTask .* epoch .* 2 or more"):
+        train_method(method, task, (part, part), config=config, state_dir=tmp_path, run_id="x")
+
+
+def test_a_validation_part_that_cannot_judge_is_refused_before_training(tmp_path):
+    part, task = survival_part(9, seed=0)
+    censored = replace(part, encoded=part.encoded * torch.tensor([1.0, 0.0]))
+    method = build_method(AcmilConfig(hidden_dim=8, attention_dim=4), DIM, 1)
+    with pytest.raises(CohortError, match="0 events among the 9 validation cases"):
+        train_method(method, task, (part, censored), config=CONFIG, state_dir=tmp_path, run_id="x")
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_bag_of_a_step_gets_its_own_answer():
     part, _ = make_part(5, seed=1)
     method = MeanHeads()
@@ -111,19 +160,27 @@ def test_every_bag_of_a_step_gets_its_own_answer():
     ],
     ids=["acmil", "mhim"],
 )
-@pytest.mark.parametrize("calls", [7, 31])
-def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, monkeypatch, config, calls):
-    part, task = make_part(13, seed=0)
-    validation, _ = make_part(6, seed=1)
+@pytest.mark.parametrize("calls", [7, 45])
+@pytest.mark.parametrize(
+    ("make", "bags_per_step"),
+    [(make_part, 3), (survival_part, 3), (survival_part, "epoch")],
+    ids=["classes", "cox", "cox-epoch"],
+)
+def test_killed_and_resumed_ends_with_the_same_weights(
+    tmp_path, monkeypatch, config, calls, make, bags_per_step
+):
+    part, task = make(13, seed=0)
+    validation, _ = make(6, seed=1)
+    train = CONFIG.model_copy(update={"bags_per_step": bags_per_step})
 
     def run(folder: str) -> tuple[dict[str, Tensor], pd.DataFrame]:
         torch.manual_seed(5)
-        method = build_method(config, DIM, 2)
+        method = build_method(config, DIM, task.outputs)
         history = train_method(
             method,
             task,
             (part, validation),
-            config=CONFIG,
+            config=train,
             state_dir=tmp_path / folder,
             run_id="same",
         )

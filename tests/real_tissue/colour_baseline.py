@@ -31,10 +31,10 @@ sys.path.append(str(Path(__file__).parents[2]))  # a clone that is not installed
 
 from mil.config import StudyConfig, TruthConfig, load_study
 from mil.data import splits_path, task_cohort
-from mil.evaluate import evaluation_dir
+from mil.evaluation.evaluate import evaluation_dir
+from mil.evaluation.statistics import bootstrap_intervals, metrics_for, whole
+from mil.folds.splits import Fold, load_splits
 from mil.paint import heatmap_dir
-from mil.splits import Fold, load_splits
-from mil.statistics import bootstrap_intervals, metrics_for, whole
 from mil.tasks.config import SurvivalConfig
 from preprocessing.outlines import read_outlines, share_inside
 from preprocessing.store import open_store, store_path

@@ -1,0 +1,157 @@
+"""What turns a model's answers into calls: fitted on validation and training rows of one fold.
+
+Classification (validation rows): the threshold of the positive class, by the task's rule, and the
+quantile of split-conformal prediction (Angelopoulos & Bates 2021). Survival (training rows): the
+risk that separates the high from the low group, their median.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mil.metrics.calibration import (
+    conformal_quantile,
+    conformal_sets,
+    threshold_at_sensitivity,
+    threshold_at_specificity,
+    youden_threshold,
+)
+from mil.tasks.columns import class_names
+from mil.tasks.config import ClassificationConfig, OperatingPointConfig, SurvivalTarget, TaskConfig
+
+LEVELS = ("slide", "patient")
+SET_SEPARATOR = "|"
+
+
+@dataclass(frozen=True)
+class ClassDecision:
+    """`threshold` of the positive class, NaN where classes are more than two or validation has one
+    class only: then the most probable class is called. `quantile` infinite: too few validation
+    rows for the coverage, and every conformal set holds all classes.
+    """
+
+    positive: str | None
+    threshold: float
+    quantile: float
+
+    def apply(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Adds threshold, predicted, conformal_set ('a|b') and abstain (not exactly one class)."""
+        classes = np.array(classes_of(table))
+        probabilities = probabilities_of(table)
+        called: list[str] = classes[probabilities.argmax(axis=1)].tolist()
+        if not math.isnan(self.threshold):
+            above = table[f"prob_{self.positive}"] >= self.threshold
+            (other,) = [c for c in classes if c != self.positive]
+            called = [str(self.positive) if yes else other for yes in above]
+        inside = conformal_sets(probabilities, self.quantile)
+        return table.assign(
+            threshold=self.threshold,
+            predicted=called,
+            conformal_set=[SET_SEPARATOR.join(classes[row]) for row in inside],
+            abstain=inside.sum(axis=1) != 1,
+        )
+
+
+@dataclass(frozen=True)
+class RiskDecision:
+    """`risk_cut`: the median standardised risk of the training patients."""
+
+    risk_cut: float
+
+    def apply(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Adds risk_cut and risk_group (high or low)."""
+        high = table["risk_sd"] > self.risk_cut
+        return table.assign(
+            risk_cut=self.risk_cut, risk_group=high.map({True: "high", False: "low"})
+        )
+
+
+Decision = ClassDecision | RiskDecision
+
+
+def classes_of(table: pd.DataFrame) -> list[str]:
+    return [c.removeprefix("prob_") for c in map(str, table.columns) if c.startswith("prob_")]
+
+
+def probabilities_of(table: pd.DataFrame) -> NDArray[np.float64]:
+    """(rows, classes)"""
+    return table[[f"prob_{c}" for c in classes_of(table)]].to_numpy(dtype=float)
+
+
+def class_indices(table: pd.DataFrame, label: str) -> NDArray[np.intp]:
+    """The true class of every row, as its place among the prob_ columns."""
+    place = {name: i for i, name in enumerate(classes_of(table))}
+    return np.array([place[name] for name in class_names(table, label)], dtype=np.intp)
+
+
+def positive_class(target: ClassificationConfig, classes: list[str]) -> str | None:
+    """The class that a binary question is about; None for several classes without a `positive`."""
+    return target.positive or (classes[-1] if len(classes) == 2 else None)
+
+
+def fit_decisions(target: TaskConfig, table: pd.DataFrame) -> dict[str, Decision]:
+    """Per level, from the training and validation rows of one fold's predictions alone."""
+    fitted: dict[str, Decision] = {}
+    for level in LEVELS:
+        mine = table[table["level"] == level]
+        if isinstance(target, SurvivalTarget):
+            training = mine[mine["part"] == "train"]
+            fitted[level] = RiskDecision(float(training["risk_sd"].median()))
+        else:
+            fitted[level] = _fit_classes(target, mine[mine["part"] == "validation"])
+    return fitted
+
+
+def apply_decisions(decisions: dict[str, Decision], table: pd.DataFrame) -> pd.DataFrame:
+    """The rows with what is called of them, in their order."""
+    parts = [decisions[level].apply(table[table["level"] == level]) for level in decisions]
+    return pd.concat([part for part in parts if len(part)]).sort_index()
+
+
+def decisions_state(decisions: dict[str, Decision]) -> dict[str, dict[str, Any]]:
+    """As JSON values: NaN and infinity, which JSON lacks, as text."""
+    return {
+        level: {k: _plain(v) for k, v in asdict(decision).items()}
+        for level, decision in decisions.items()
+    }
+
+
+def restore_decisions(state: dict[str, dict[str, Any]]) -> dict[str, Decision]:
+    return {level: _restore(values) for level, values in state.items()}
+
+
+def _fit_classes(target: ClassificationConfig, validation: pd.DataFrame) -> ClassDecision:
+    classes = classes_of(validation)
+    truth = class_indices(validation, target.label)
+    probabilities = probabilities_of(validation)
+    positive = positive_class(target, classes)
+    threshold = math.nan
+    if len(classes) == 2 and positive is not None:
+        place = classes.index(positive)
+        threshold = _threshold(target.operating_point, truth == place, probabilities[:, place])
+    of_truth = 1 - probabilities[np.arange(len(truth)), truth]
+    return ClassDecision(positive, threshold, conformal_quantile(of_truth, target.coverage))
+
+
+def _threshold(
+    rule: OperatingPointConfig, truth: NDArray[np.bool_], score: NDArray[np.float64]
+) -> float:
+    if rule.rule == "youden" or rule.least is None:
+        return youden_threshold(truth, score)
+    if rule.rule == "sensitivity":
+        return threshold_at_sensitivity(truth, score, rule.least)
+    return threshold_at_specificity(truth, score, rule.least)
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _restore(values: dict[str, Any]) -> Decision:
+    if "risk_cut" in values:
+        return RiskDecision(float(values["risk_cut"]))
+    return ClassDecision(values["positive"], float(values["threshold"]), float(values["quantile"]))

@@ -1,0 +1,98 @@
+"""Does the model's risk matter beside what is known anyway? Cox regression on test patients.
+
+The hazard ratio of the standardised risk (per standard deviation of the training patients' risk)
+and of the high against the low group, alone and adjusted for covariates, stratified by fold, each
+with the test of proportional hazards (Schoenfeld residuals against ranked time; Grambsch & Therneau
+1994). All by lifelines.
+"""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+from lifelines import CoxPHFitter
+from lifelines.exceptions import ConvergenceError, ConvergenceWarning
+from lifelines.statistics import proportional_hazard_test
+
+from mil.tasks.columns import survival_columns
+from mil.tasks.config import SurvivalTarget
+
+COLUMNS = ["exposure", "model", "term", "hr", "low", "high", "p", "ph_p", "n", "events", "note"]
+
+
+def hazard_ratios(
+    patients: pd.DataFrame, target: SurvivalTarget, covariates: tuple[str, ...]
+) -> pd.DataFrame:
+    """One row a term of each regression; `patients` are the test rows of level patient.
+
+    Patients with an empty covariate are left out of all regressions, so that they are of the same
+    patients; the note says how many. A regression that does not converge has NaN and a note.
+    """
+    time, event = survival_columns(patients, time=target.time, event=target.event)
+    base = pd.DataFrame(
+        {"time": time, "event": event, "fold": patients["fold"].to_numpy()}, index=patients.index
+    )
+    known = _design(patients[list(covariates)])
+    complete = known.notna().all(axis=1)
+    dropped = int((~complete).sum())
+    note = f"{dropped} patient(s) with an empty covariate left out" if dropped else ""
+    base, known = base[complete], known[complete].astype(float)
+    known = known.loc[:, known.nunique() > 1]
+    exposures = {
+        "risk, per SD": patients.loc[complete, "risk_sd"].astype(float),
+        "high against low": (patients.loc[complete, "risk_group"] == "high").astype(float),
+    }
+    rows = []
+    for name, exposure in exposures.items():
+        alone = base.assign(**{name: exposure})
+        rows += [{"exposure": name, "model": "alone", **row} for row in _regress(alone, note)]
+        if len(known.columns):
+            both = alone.join(known)
+            rows += [{"exposure": name, "model": "adjusted", **r} for r in _regress(both, note)]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _design(covariates: pd.DataFrame) -> pd.DataFrame:
+    """Numbers as they are; categories as indicators against the most frequent one."""
+    columns = []
+    for name, values in covariates.items():
+        numbers = pd.to_numeric(values, errors="coerce")
+        if numbers.notna().sum() == values.notna().sum():
+            columns.append(numbers.rename(str(name)))
+            continue
+        reference = values.mode().iloc[0]
+        columns += [
+            (values == level).astype(float).where(values.notna()).rename(f"{name}: {level}")
+            for level in sorted(set(values.dropna()) - {reference})
+        ]
+    return pd.concat(columns, axis=1) if columns else pd.DataFrame(index=covariates.index)
+
+
+def _regress(table: pd.DataFrame, note: str) -> list[dict[str, object]]:
+    terms = [str(c) for c in table.columns if c not in {"time", "event", "fold"}]
+    counts = {"n": len(table), "events": int(table["event"].sum())}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ConvergenceWarning)
+            # lifelines itself meets deprecations of its dependencies
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            fitter = CoxPHFitter().fit(table, "time", "event", strata=["fold"])
+            tested = proportional_hazard_test(fitter, table, time_transform="rank")
+    except (ConvergenceError, ConvergenceWarning, ValueError, np.linalg.LinAlgError) as error:
+        reason = str(error).strip().splitlines()[0]
+        failed = f"no estimate: {reason}" + (f"; {note}" if note else "")
+        return [{"term": term, **counts, "note": failed} for term in terms]
+    summary, checks = fitter.summary, tested.summary["p"]
+    return [
+        {
+            "term": term,
+            "hr": summary.loc[term, "exp(coef)"],
+            "low": summary.loc[term, "exp(coef) lower 95%"],
+            "high": summary.loc[term, "exp(coef) upper 95%"],
+            "p": summary.loc[term, "p"],
+            "ph_p": checks.loc[term],
+            **counts,
+            "note": note,
+        }
+        for term in terms
+    ]
