@@ -147,7 +147,7 @@ def metric_rows(test: TestRows, level: str, target: TaskConfig, resamples: int) 
     rows = []
     for name, metric in metrics.items():
         low, high = intervals[name]
-        note = _note(name, test.fits, target)
+        note = _horizon_note(name, test.fits, target) or _conformal_note(name, level, test.fitted)
         everyone = whole(table)
         row = _row(level, name, "all", metric(everyone), table)
         rows.append(row | {"low": low, "high": high, "note": note})
@@ -170,7 +170,18 @@ def _row(level: str, name: str, fold: str, value: float, table: pd.DataFrame) ->
     }
 
 
-def _note(metric: str, fits: dict[int, FoldFit], target: TaskConfig) -> str:
+def _conformal_note(metric: str, level: str, fitted: list[dict]) -> str:
+    """Where a validation part was too small, its conformal sets hold every class."""
+    if metric not in ("conformal_coverage", "conformal_set_size", "abstained"):
+        return ""
+    decisions = [state["decisions"][level] for state in fitted if "decisions" in state]
+    small = sum(d.get("quantile") == "inf" for d in decisions)
+    if not small:
+        return ""
+    return f"all classes in the sets of {small} of {len(decisions)} folds: validation too small"
+
+
+def _horizon_note(metric: str, fits: dict[int, FoldFit], target: TaskConfig) -> str:
     """Of what time a metric at a horizon speaks; each fold has its own where none were given."""
     if not isinstance(target, SurvivalTarget) or not metric.startswith(("td_auc_", "brier_")):
         return ""

@@ -11,12 +11,13 @@ import warnings
 import numpy as np
 import pandas as pd
 from lifelines import CoxPHFitter
-from lifelines.exceptions import ConvergenceError, ConvergenceWarning
+from lifelines.exceptions import ConvergenceError
 from lifelines.statistics import proportional_hazard_test
 
 from mil.tasks.columns import survival_columns
 from mil.tasks.config import SurvivalTarget
 
+MOST_STANDARD_ERROR = 10.0  # of a log hazard ratio: such an interval spans e^39, it says nothing
 COLUMNS = ["exposure", "model", "term", "hr", "low", "high", "p", "ph_p", "n", "events", "note"]
 
 
@@ -71,18 +72,12 @@ def _design(covariates: pd.DataFrame) -> pd.DataFrame:
 def _regress(table: pd.DataFrame, note: str) -> list[dict[str, object]]:
     terms = [str(c) for c in table.columns if c not in {"time", "event", "fold"}]
     counts = {"n": len(table), "events": int(table["event"].sum())}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", ConvergenceWarning)
-            # lifelines itself meets deprecations of its dependencies
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            fitter = CoxPHFitter().fit(table, "time", "event", strata=["fold"])
-            tested = proportional_hazard_test(fitter, table, time_transform="rank")
-    except (ConvergenceError, ConvergenceWarning, ValueError, np.linalg.LinAlgError) as error:
-        reason = str(error).strip().splitlines()[0]
-        failed = f"no estimate: {reason}" + (f"; {note}" if note else "")
+    fitted = _fit(table)
+    if fitted is None:
+        failed = f"no estimate: too few events for {len(terms)} term(s), or in one group only"
+        failed += f"; {note}" if note else ""
         return [{"term": term, **counts, "note": failed} for term in terms]
-    summary, checks = fitter.summary, tested.summary["p"]
+    summary, proportional = fitted
     return [
         {
             "term": term,
@@ -90,9 +85,24 @@ def _regress(table: pd.DataFrame, note: str) -> list[dict[str, object]]:
             "low": summary.loc[term, "exp(coef) lower 95%"],
             "high": summary.loc[term, "exp(coef) upper 95%"],
             "p": summary.loc[term, "p"],
-            "ph_p": checks.loc[term],
+            "ph_p": proportional.loc[term],
             **counts,
             "note": note,
         }
         for term in terms
     ]
+
+
+def _fit(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series] | None:
+    """Summary and p of proportional hazards, by term; None where the likelihood has no maximum."""
+    try:
+        with warnings.catch_warnings():
+            # On its way to no maximum lifelines overflows; standard errors tell, below.
+            warnings.simplefilter("ignore")
+            fitter = CoxPHFitter().fit(table, "time", "event", strata=["fold"])
+            if (fitter.standard_errors_ > MOST_STANDARD_ERROR).any():
+                return None
+            tested = proportional_hazard_test(fitter, table, time_transform="rank")
+    except (ConvergenceError, ValueError, np.linalg.LinAlgError):
+        return None
+    return fitter.summary, tested.summary["p"]

@@ -22,7 +22,7 @@ _SHAPE = 1.4
 _LOG_HAZARD = 4.5
 _DROPOUT_MEAN_MONTHS = 170.0
 _FOLLOW_UP_QUANTILE = 0.8
-_STAGES = ("I", "II", "III", "IV")
+_STAGES = 4
 _STAGE_ERROR = 0.25  # standard deviation, in units of the burden
 
 
@@ -42,7 +42,7 @@ class SlidePlan:
 class PatientPlan:
     """`burden` in 0..1, 0 without tumour; `time` in months, `event` 1 = death observed.
 
-    `age` in years tells nothing; `stage` I to IV follows the burden, with error.
+    `age` in years tells nothing; `stage` 1 to 4 follows the burden, with error.
     """
 
     patient_id: str
@@ -50,7 +50,7 @@ class PatientPlan:
     time: float
     event: int
     age: int
-    stage: str
+    stage: int
     slides: tuple[SlidePlan, ...]
 
 
@@ -73,7 +73,7 @@ def plan_cohort(config: SyntheticConfig) -> list[PatientPlan]:
             time=float(time[number]),
             event=int(event[number]),
             age=int(age[number]),
-            stage=_STAGES[stage[number]],
+            stage=int(stage[number]),
             slides=tuple(slides[number]),
         )
         for number in range(config.patients)
@@ -102,11 +102,11 @@ def draw_survival(
 def _draw_clinic(
     seed: int, burden: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Age in years and the index of the stage, from a random stream of their own."""
+    """Age in years and stage, from a random stream of their own."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2,)))
     age = np.clip(np.round(rng.normal(64, 10, len(burden))), 25, 95)
-    staged = np.floor(len(_STAGES) * (burden + rng.normal(0, _STAGE_ERROR, len(burden))))
-    return age.astype(np.int64), np.clip(staged, 0, len(_STAGES) - 1).astype(np.int64)
+    staged = np.ceil(_STAGES * (burden + rng.normal(0, _STAGE_ERROR, len(burden))))
+    return age.astype(np.int64), np.clip(staged, 1, _STAGES).astype(np.int64)
 
 
 def _slide_count(rng: np.random.Generator) -> int:

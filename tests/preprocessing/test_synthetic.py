@@ -107,7 +107,10 @@ def test_manifest_labels_and_outlines_agree(cohort, labels):
     assert set(labels.tumour) == {"normal", "tumour"}
     assert (labels.time > 0).all()
     assert set(labels.event) <= {0, 1}
-    assert (labels.groupby("patient_id")[["time", "event"]].nunique() == 1).all(axis=None)
+    clinic = ["time", "event", "age", "stage"]
+    assert (labels.groupby("patient_id")[clinic].nunique() == 1).all(axis=None)
+    assert set(labels.stage) <= {1, 2, 3, 4}
+    assert labels.age.between(25, 95).all()
     for slide_id, slide in open_all(cohort).items():
         polygons = [o[0] for o in read_outlines(cohort / "truth" / f"{slide_id}.geojson")]
         assert bool(polygons) == (labels.tumour[slide_id] == "tumour")
