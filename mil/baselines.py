@@ -4,10 +4,11 @@
     W minimises loss(logits) + strength (l1_ratio |W| + (1 - l1_ratio) / 2 |W|^2), intercepts free
 
 `loss` is the task's own: cross-entropy, or the Cox partial likelihood as a mean over events.
-`mean_features` asks the mean of a bag's tile features, `clinical` the covariates alone. Zou &
+`mean_features` asks the mean of a bag's tile features, `clinical` the covariates alone, with a weak
+ridge (l1_ratio 0) that is fixed. Zou &
 Hastie 2005; for Cox Simon et al. 2011. Solved by FISTA (Beck & Teboulle 2009) with backtracking
 and restart (O'Donoghue & Candes 2015), from strong penalties to weak ones, each started at the
-last answer. The strength is the one with the least loss that the validation part adds.
+last answer. The strength for features is the one with the least loss that the validation part adds.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,23 +31,13 @@ from preprocessing.errors import CohortError
 PATIENCE = 5  # weaker penalties in a row without a better validation loss before the path ends
 MOST_STEPS = 1000  # for one strength; the path's weak end may stop before the last digit
 TOLERANCE = 1e-6  # largest change of a weight in a step, of standardised features
-LEAST_L1 = 1e-2  # a pure ridge has no strength at which all weights are 0: take it as this l1_ratio
 
 
-@dataclass(frozen=True)
-class Penalty:
-    """`weakest`: the end of the path, as a share of the strength at which all weights are 0."""
-
-    l1_ratio: float
-    weakest: float
-    strengths: int
-
-
-# Thousands of features want some to be left out; a few covariates are all meant to stay.
-PENALTIES: dict[Kind, Penalty] = {
-    "mean_features": Penalty(l1_ratio=0.5, weakest=1e-2, strengths=30),
-    "clinical": Penalty(l1_ratio=0.0, weakest=1e-5, strengths=40),
-}
+L1_RATIO = 0.5  # of mean_features: of thousands, some are to be left out
+WEAKEST, STRENGTHS = 1e-2, 30  # the path's end, as a share of where all weights are 0; its length
+# Of clinical: per case, as a prior that 25 events outweigh; a few validation patients would choose
+# so strong a ridge that the covariates hardly spoke.
+CLINICAL_RIDGE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +79,7 @@ class Baseline:
 def fit_baseline(
     kind: Kind, task: Task, training: BaselineData, validation: BaselineData
 ) -> Baseline:
-    """A linear model of `training`, as strongly penalised as suits `validation`."""
+    """A linear model of `training`; of features as strongly penalised as suits `validation`."""
     mean, sd = training.features.mean(axis=0), training.features.std(axis=0)
     sd = np.where(sd > 1e-12 * np.abs(mean), sd, 1.0)
     x, x_validation = (_design(part.features, mean, sd) for part in (training, validation))
@@ -108,7 +99,10 @@ def fit_baseline(
     path: list[tuple[float, float]] = []
     best, best_place = torch.zeros(x.shape[1], task.outputs, dtype=torch.float64), 0
     with _one_thread():
-        for strength, weights in _weaker_and_weaker(loss, best, PENALTIES[kind]):
+        if kind == "clinical":
+            best = _descend(loss, best, strength=CLINICAL_RIDGE, l1_ratio=0.0)
+            return Baseline(mean, sd, best, CLINICAL_RIDGE, ((CLINICAL_RIDGE, judge(best)),))
+        for strength, weights in _weaker_and_weaker(loss, best):
             judged = judge(weights)
             path.append((strength, judged))
             if judged < path[best_place][1] or len(path) == 1:
@@ -241,14 +235,13 @@ def _one_thread() -> Iterator[None]:
 
 
 def _weaker_and_weaker(
-    loss: Callable[[Tensor], Tensor], start: Tensor, penalty: Penalty
+    loss: Callable[[Tensor], Tensor], start: Tensor
 ) -> Iterator[tuple[float, Tensor]]:
     """Strengths from the one at which all weights are 0, each with its weights."""
     weights = _descend(loss, start, strength=np.inf, l1_ratio=1.0)  # intercepts alone
     steepest = float(_slope(loss, weights)[1][:-1].abs().max())
-    strongest = steepest / max(penalty.l1_ratio, LEAST_L1)
-    for strength in strongest * np.geomspace(1, penalty.weakest, penalty.strengths):
-        weights = _descend(loss, weights, strength=float(strength), l1_ratio=penalty.l1_ratio)
+    for strength in steepest / L1_RATIO * np.geomspace(1, WEAKEST, STRENGTHS):
+        weights = _descend(loss, weights, strength=float(strength), l1_ratio=L1_RATIO)
         yield float(strength), weights
 
 

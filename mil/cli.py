@@ -6,12 +6,13 @@ well; 1 something failed, named on standard error; 2 configuration or command ca
 
 import argparse
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mil.config import StudyConfig, load_study
+from mil.config import BASELINES, StudyConfig, load_study
 from preprocessing.errors import ConfigError, HistomilError
 
 if TYPE_CHECKING:
@@ -24,16 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("numexpr").setLevel(logging.WARNING)  # it counts its threads aloud
     try:
         if "listing" in parsed:
             return parsed.listing()
         return parsed.command(load_study(parsed.config), parsed)
-    except ConfigError as error:
-        print(f"histomil: {error}", file=sys.stderr)
-        return 2
     except HistomilError as error:
         print(f"histomil: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     train_parser.add_argument("--fold", type=int, help="only this fold")
     train_parser.add_argument("--seed", type=int, help="only this seed")
     _with_method(stage("evaluate", evaluate, "test predictions -> metrics with intervals"))
-    _with_task(stage("compare", compare, "paired comparison of all methods on a task"))
+    _with_task(stage("compare", compare, "paired comparison of methods and baselines"))
     predict_parser = stage("predict", predict, "answers of trained models for this archive")
     predict_parser.add_argument(
         "--apply", metavar="NAME", required=True, help="trained models named in mil.apply"
@@ -85,7 +84,8 @@ def _with_task(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _with_method(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    _with_task(parser).add_argument("--method", required=True, help="a key of mil.methods")
+    who = f"a key of mil.methods, or a baseline ({', '.join(BASELINES)})"
+    _with_task(parser).add_argument("--method", required=True, help=who)
     return parser
 
 
@@ -171,7 +171,8 @@ def train(study: StudyConfig, parsed: argparse.Namespace) -> int:
 
 
 def evaluate(study: StudyConfig, parsed: argparse.Namespace) -> int:
-    from mil.evaluation.evaluate import evaluate_answerer, evaluation_dir
+    from mil.evaluation.evaluate import evaluate_answerer
+    from mil.evaluation.held_out import evaluation_dir
     from mil.records import recorded
 
     _known_pair(study, parsed)
@@ -192,7 +193,10 @@ def compare(study: StudyConfig, parsed: argparse.Namespace) -> int:
 
     _known(parsed.task, study.mil.tasks, "task")
     table = compare_answerers(study, parsed.task)
-    print(table.to_string(index=False, float_format="%.3f"))
+    if len(study.answerers(parsed.task)) > 1:
+        print(table.to_string(index=False, float_format="%.3f"))
+    else:
+        print(f"{parsed.task}: one answerer, nothing to compare")
     return 0
 
 
@@ -209,10 +213,9 @@ def predict(study: StudyConfig, parsed: argparse.Namespace) -> int:
     with recorded(folder / "record.json", "predict", study, inputs):
         table = predict_cohort(study, parsed.apply)
         metrics = evaluate_applied(study, parsed.apply)
-    counts = table["level"].value_counts()
     print(
-        f"{len(models)} model(s) answered for {counts['slide']} slides of {counts['patient']} "
-        f"patients: {folder / 'predictions.csv'}"
+        f"{len(models)} model(s) answered for {(table['level'] == 'slide').sum()} slides of "
+        f"{table['patient_id'].nunique()} patients: {folder / 'predictions.csv'}"
     )
     if metrics is not None:
         _print_metrics(metrics)
@@ -271,12 +274,9 @@ def list_encoders() -> int:
 
 
 def list_presets() -> int:
-    from mil.cohorts.presets import PRESETS
+    from mil.cohorts.presets import preset_lines
 
-    for name, preset in PRESETS.items():
-        print(f"{name:18} {preset.source}")
-        for line in preset.notes:
-            print(f"{'':18} {line}")
+    print("\n".join(preset_lines(shutil.get_terminal_size().columns)))
     return 0
 
 

@@ -8,9 +8,9 @@ The Snakefile and every subcommand validate with the same classes; paths are rel
 directory.
 """
 
-import difflib
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -18,21 +18,32 @@ import yaml
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import to_jsonable_python
 
-from mil.cohorts.presets import PRESETS
+from mil.cohorts.config import LabelsConfig
+from mil.config_messages import explain
 from mil.models.config import MethodConfig
-from mil.tasks.config import CoxConfig, TaskConfig
+from mil.tasks.config import CoxConfig, SurvivalTarget, TaskConfig
 from preprocessing.config import PreprocessingConfig, Section
 from preprocessing.errors import ConfigError
 
 # Columns of the prediction tables; a target of such a name would be overwritten.
-RESERVED = {"fold", "repeat", "seed", "part", "level", "id", "splits"}
+RESERVED = {"fold", "repeat", "seed", "part", "level", "id", "splits", "seen"}
 RESERVED |= {"patient_id", "slide_id", "slide_ids"}
 RESERVED |= {"risk", "risk_sd", "risk_cut", "risk_group"}
 RESERVED |= {"threshold", "predicted", "conformal_set", "abstain"}
-RESERVED_PREFIXES = ("prob_", "uncalibrated_", "survival_", "spread_")
+RESERVED_FORM = re.compile(r"(prob|uncalibrated|spread)_.+|survival_\d+")
 Baseline = Literal["mean_features", "clinical"]
 BASELINES = get_args(Baseline)
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+def _refuse_reserved(key: str, column: str | None, canonical: str | None) -> None:
+    """`canonical`: the name under which labels.columns can read such a column instead."""
+    if column is None or not (column in RESERVED or RESERVED_FORM.fullmatch(column)):
+        return
+    remedy = f"name the column otherwise in its table ({column}_at_entry)"
+    if canonical:
+        remedy = f"set labels.columns: {{{canonical}: {column}}} and write {key}: {canonical}"
+    raise ValueError(f"{key}: {column!r} is a column of the result tables; {remedy}")
 
 
 class TruthConfig(Section):
@@ -51,10 +62,11 @@ class TaskSection(Section):
     bag: Literal["slide", "patient"] = Field(
         default="slide", description="patient: all tiles of all slides of a patient form one bag"
     )
-    aggregate: Literal["mean", "max"] = Field(
+    aggregate: Literal["mean", "max", "none"] = Field(
         default="mean",
         description="slide bags only: a patient's probability is the mean over slides (labels must "
-        "agree), or the maximum of the positive class (a patient is positive if one slide is)",
+        "agree), or the maximum of the positive class (a patient is positive if one slide is); "
+        "none: slides answer for themselves, and patients get no answer",
     )
     covariates: tuple[str, ...] = Field(
         default=(), description="columns (age, stage, ...) to adjust for, and the clinical baseline"
@@ -84,43 +96,26 @@ class TaskSection(Section):
 
     @model_validator(mode="after")
     def _columns_are_not_ours(self) -> "TaskSection":
-        for column in (*self.target.columns, *self.covariates):
-            if column in RESERVED or column.startswith(RESERVED_PREFIXES):
-                msg = f"column {column!r} is a name of the result tables; rename it"
-                raise ValueError(msg)
+        for key in ("label", "time", "event"):
+            _refuse_reserved(f"target.{key}", getattr(self.target, key, None), key)
+        for column in self.covariates:
+            _refuse_reserved("covariates", column, None)
         return self
 
     @model_validator(mode="after")
-    def _max_needs_a_positive_class(self) -> "TaskSection":
+    def _aggregate_has_a_meaning(self) -> "TaskSection":
+        if self.aggregate != "mean" and self.bag == "patient":
+            msg = (
+                f"aggregate: {self.aggregate} joins answers of slides; leave it out, or bag: slide"
+            )
+            raise ValueError(msg)
+        if self.aggregate == "none" and isinstance(self.target, SurvivalTarget):
+            msg = (
+                "aggregate: none is for questions about slides; follow-up is a patient's: use mean"
+            )
+            raise ValueError(msg)
         if self.aggregate == "max" and getattr(self.target, "positive", None) is None:
             msg = "aggregate: max needs a classification target that names its `positive` class"
-            raise ValueError(msg)
-        return self
-
-
-class LabelsConfig(Section):
-    """The label table as it is in the wild, and what its columns mean; nothing is guessed."""
-
-    table: Path = Field(description="CSV, TSV or XLSX, one row a slide or a patient")
-    preset: str | None = Field(default=None, description="a known layout, see `histomil presets`")
-    columns: dict[str, str] = Field(
-        default={}, description="canonical name -> the table's column; goes before the preset"
-    )
-    join: tuple[Path, ...] = Field(
-        default=(), description="further tables of the same layout, joined by slide or patient"
-    )
-
-    @model_validator(mode="after")
-    def _preset_is_known(self) -> "LabelsConfig":
-        if self.preset is not None and self.preset not in PRESETS:
-            msg = f"preset: {self.preset!r} is not known; known are {', '.join(sorted(PRESETS))}"
-            raise ValueError(msg)
-        return self
-
-    @model_validator(mode="after")
-    def _event_has_one_source(self) -> "LabelsConfig":
-        if {"event", "censorship"} <= set(self.columns):
-            msg = "columns: give event or censorship (1 = censored), not both"
             raise ValueError(msg)
         return self
 
@@ -152,6 +147,11 @@ class SplitConfig(Section):
     @property
     def number_of_folds(self) -> int:
         return self.folds * self.repeats
+
+    @model_validator(mode="after")
+    def _group_is_not_ours(self) -> "SplitConfig":
+        _refuse_reserved("group", self.group, "site")
+        return self
 
     @model_validator(mode="after")
     def _keys_fit_the_scheme(self) -> "SplitConfig":
@@ -265,36 +265,8 @@ def validate_study(values: object, *, source: str) -> StudyConfig:
     try:
         return StudyConfig.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
+        lines = explain(error, StudyConfig, values)
         raise ConfigError(f"{source}: {len(lines)} problem(s)\n  " + "\n  ".join(lines)) from error
-
-
-def _explain(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "(top level)"
-    if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        return f"{where}: unknown key{hint}"
-    if problem["type"] == "missing":
-        return f"{where}: required, but absent"
-    return f"{where}: {problem['msg']}, got {problem['input']!r}"
-
-
-def _known_keys() -> set[str]:
-    """Every key of every section reachable from StudyConfig."""
-    keys: set[str] = set()
-
-    def visit(schema: Any) -> None:
-        if isinstance(schema, dict):
-            keys.update(schema.get("properties", {}))
-            for value in schema.values():
-                visit(value)
-        elif isinstance(schema, list):
-            for value in schema:
-                visit(value)
-
-    visit(StudyConfig.model_json_schema())
-    return keys
 
 
 def digest(*sections: Any) -> str:

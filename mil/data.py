@@ -3,17 +3,22 @@
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import zarr
 
 from mil.bags import CohortFeatures, TileOrigin, load_features
 from mil.cohorts.cohort import Cohort, read_cohort, refuse_disagreement
 from mil.config import StudyConfig, digest
-from mil.folds.splits import Splits, load_splits, refuse_shared_groups, refuse_shared_slides
-from mil.tasks.config import SurvivalTarget
+from mil.folds.splits import Splits, copied_slides, load_splits, refuse_shared_groups
+from mil.tasks.columns import class_names
+from mil.tasks.config import ClassificationConfig, SurvivalTarget
 from preprocessing.errors import CohortError
 from preprocessing.manifest import SlideRow, read_manifest
 from preprocessing.process_list import read_process_list
-from preprocessing.store import FeatureStore, open_store, store_path
+from preprocessing.store import FeatureStore, features_key, open_store, store_path
+
+SAMPLED_TILES = 64
 
 
 def task_cohort(study: StudyConfig, task: str) -> Cohort:
@@ -21,18 +26,43 @@ def task_cohort(study: StudyConfig, task: str) -> Cohort:
     section = study.mil.tasks[task]
     if study.mil.labels is None:
         raise CohortError(f"task {task!r} needs a label table: set mil.labels")
+    rows = read_manifest(study.preprocessing.manifest)
     cohort = read_cohort(
-        read_manifest(study.preprocessing.manifest),
+        rows,
         study.mil.labels,
         section.target.columns,
         patient_target=section.bag == "patient" or isinstance(section.target, SurvivalTarget),
         covariates=section.covariates,
         group=study.mil.split.group,
+        target=section.target,
+        key=f"mil.tasks.{task}.target",
     )
     if section.bag == "slide" and section.aggregate == "mean":
         refuse_disagreement(cohort.slides, cohort.target_columns)
     extracted = {row.slide_id for row in rows_with_features(study)}
-    return cohort.only(extracted, "slides without features")
+    usable = cohort.only(extracted, "slides without features")
+    if section.bag == "patient" or section.aggregate != "max":
+        return usable
+    assert isinstance(section.target, ClassificationConfig)  # TaskSection refuses others
+    return usable.only(
+        _with_known_patients(usable, cohort, rows, section.target),
+        "slides of patients who may be positive: no slide with features is, one without a label "
+        "or without features may be",
+    )
+
+
+def _with_known_patients(
+    usable: Cohort, labelled: Cohort, rows: list[SlideRow], target: ClassificationConfig
+) -> set[str]:
+    """The usable slides of patients with a positive one among them, or with all slides known to
+    be negative: that no labelled slide of a patient is positive says nothing of one without.
+    """
+    positive = class_names(labelled.slides, target.label) == target.positive
+    suspect = {row.patient_id for row in rows if row.slide_id not in labelled.slides.index}
+    suspect |= set(labelled.slides.loc[positive, "patient_id"])
+    slides = usable.slides
+    shown = set(slides.loc[positive[slides.index], "patient_id"])
+    return set(slides.index[~slides["patient_id"].isin(suspect - shown)])
 
 
 def rows_with_features(study: StudyConfig) -> list[SlideRow]:
@@ -61,11 +91,12 @@ def task_features(study: StudyConfig, cohort: Cohort) -> CohortFeatures:
     return load_features(study.features_dir, cohort.slides.index, encoder)
 
 
-def refuse_shared_images(study: StudyConfig, cohort: Cohort) -> None:
-    """Refuses one slide image under the ids of two patients."""
+def shared_images(study: StudyConfig, cohort: Cohort) -> dict[str, list[str]]:
+    """What to report of slides that are copies; one image under two patients is refused."""
     patient_of = {str(slide): str(of) for slide, of in cohort.slides["patient_id"].items()}
     found = {s: slide_store(study, s).provenance.slide_fingerprint for s in patient_of}
-    refuse_shared_slides(patient_of, found)
+    copies = copied_slides(patient_of, found)
+    return {"slides that repeat another slide of their patient": copies} if copies else {}
 
 
 def data_digest(study: StudyConfig, task: str, cohort: Cohort) -> str:
@@ -75,10 +106,20 @@ def data_digest(study: StudyConfig, task: str, cohort: Cohort) -> str:
     section = study.mil.tasks[task]
     encoder = study.preprocessing.encoder.name
     tiles = {str(s): _tiles(slide_store(study, str(s)), encoder) for s in cohort.slides.index}
-    asked = section.model_dump(mode="json", exclude={"truth"})
+    asked = section.model_dump(mode="json", exclude={"truth", "baselines"})
     config = study.mil.split
-    given = {str(path): sha256(path.read_bytes()).hexdigest() for path in config.files}
+    given = {str(path): _split_file_digest(path) for path in config.files}
     return digest(asked, cohort.bags(section.bag).to_csv(), tiles, config, given)
+
+
+def _split_file_digest(path: Path) -> str:
+    try:
+        return sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CohortError(
+            f"cannot read the split file {path} of mil.split.files: {error.strerror}; put it back, "
+            "or change the setting and make the splits anew"
+        ) from error
 
 
 def patient_groups(study: StudyConfig, cohort: Cohort) -> pd.Series | None:
@@ -109,8 +150,19 @@ def _tiles(store: FeatureStore, encoder: str) -> list[object]:
         made.slide_fingerprint,
         TileOrigin.of(store, encoder),
         store.encoder_record(encoder).precision,
+        made.extraction_version,
         [made.mpp_x, made.mpp_y],
         made.tissue.model_dump(mode="json"),
         made.grid.model_dump(mode="json"),
         [len(store), int(store.usable.sum())],
+        sha256(store.coords_px0.tobytes()).hexdigest(),
+        _feature_sample(store, encoder),
     ]
+
+
+def _feature_sample(store: FeatureStore, encoder: str) -> str:
+    """A digest of the first tiles' features, which stand for all: reading every feature of a large
+    cohort takes minutes, and features made anew in another way differ in all tiles.
+    """
+    array = zarr.open_array(store.path, path=features_key(encoder), mode="r")
+    return sha256(np.asarray(array[:SAMPLED_TILES]).tobytes()).hexdigest()

@@ -20,8 +20,9 @@ from mil.metrics.calibration import (
     threshold_at_specificity,
     youden_threshold,
 )
-from mil.tasks.columns import class_names
+from mil.tasks.columns import class_names, named
 from mil.tasks.config import ClassificationConfig, OperatingPointConfig, SurvivalTarget, TaskConfig
+from preprocessing.errors import CohortError
 
 LEVELS = ("slide", "patient")
 SET_SEPARATOR = "|"
@@ -85,7 +86,16 @@ def probabilities_of(table: pd.DataFrame) -> NDArray[np.float64]:
 def class_indices(table: pd.DataFrame, label: str) -> NDArray[np.intp]:
     """The true class of every row, as its place among the prob_ columns."""
     place = {name: i for i, name in enumerate(classes_of(table))}
-    return np.array([place[name] for name in class_names(table, label)], dtype=np.intp)
+    names = class_names(table, label)
+    strange = ~names.isin(list(place)).to_numpy()
+    if strange.any():
+        ids = table.get("id", table.index)
+        raise CohortError(
+            f"column {label!r}: the model knows the classes {list(place)}, got "
+            f"{sorted(set(names[strange]))} for {named(ids[strange])}; map the labels to its "
+            "classes, or leave these out"
+        )
+    return np.array([place[name] for name in names], dtype=np.intp)
 
 
 def positive_class(target: ClassificationConfig, classes: list[str]) -> str | None:
@@ -96,7 +106,7 @@ def positive_class(target: ClassificationConfig, classes: list[str]) -> str | No
 def fit_decisions(target: TaskConfig, table: pd.DataFrame) -> dict[str, Decision]:
     """Per level, from the training and validation rows of one fold's predictions alone."""
     fitted: dict[str, Decision] = {}
-    for level in LEVELS:
+    for level in [level for level in LEVELS if (table["level"] == level).any()]:
         mine = table[table["level"] == level]
         if isinstance(target, SurvivalTarget):
             training = mine[mine["part"] == "train"]

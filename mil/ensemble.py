@@ -1,6 +1,7 @@
 """Trained models asked about another cohort, labelled or not, with the files of an evaluation."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,24 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from mil.bags import load_features
-from mil.checkpoint import Checkpoint, load_ensemble, refuse_other_origin
+from mil.bags import CohortFeatures, load_features
+from mil.checkpoint import Checkpoint, load_ensemble, refuse_other_origin, unseen_members
 from mil.cohorts.cohort import Cohort, read_cohort
-from mil.config import StudyConfig
+from mil.cohorts.label_table import read_label_table
+from mil.config import LabelsConfig, StudyConfig, TaskSection
 from mil.data import rows_with_features
 from mil.decisions import apply_decisions
 from mil.predictions import combine, predict, write_csv
 from mil.tasks.base import Task
+from mil.tasks.columns import named
 from mil.tasks.config import SurvivalTarget
 from mil.tasks.survival import FollowUp, SurvivalTask
 from mil.train import Part, answer
 from preprocessing.artefacts import whole_file
 from preprocessing.errors import CohortError
+from preprocessing.manifest import SlideRow
+
+_log = logging.getLogger(__name__)
 
 
 def applied_dir(study: StudyConfig, name: str) -> Path:
@@ -33,23 +39,29 @@ def predict_cohort(study: StudyConfig, name: str) -> pd.DataFrame:
     """Writes predictions.csv and fitted.json below `applied/<name>`; returns the predictions of all
     slides and patients.
 
-    Targets stand in the table where the study's labels have them; no label is needed. Features are
-    read patient by patient.
+    Targets stand in the table where the study's labels have them; no label is needed. A patient is
+    answered by the models that were neither trained nor validated on it; where there is no such
+    model by all of them, and its rows are marked: `seen`. Features are read patient by patient.
     """
     members = load_ensemble(study.mil.apply[name])
     first = next(iter(members.values()))
-    cohort = _cohort(study, first)
+    cohort, notes = _cohort(study, first.section)
     grid = _common_grid([member.task for member in members.values()])
     parts = []
     for patient in tqdm(sorted(set(cohort.slides["patient_id"])), unit="patient", mininterval=2):
         slides = cohort.slides.index[cohort.slides["patient_id"] == patient]
         mine = cohort.only(set(slides), "other patients")
-        answers = [_ask(study, path, member, mine, grid) for path, member in members.items()]
-        parts.append(combine(answers, first.section.target))
+        features = load_features(study.features_dir, slides, study.preprocessing.encoder.name)
+        chosen, seen = unseen_members(members, patient, features.fingerprints.values())
+        answers = [_ask(path, model, mine, (features, grid)) for path, model in chosen.items()]
+        parts.append(combine(answers, first.section.target).assign(seen=seen))
     table = pd.concat(parts).sort_values(["level", "id"], ignore_index=True)
     folder = applied_dir(study, name)
     write_csv(table, folder / "predictions.csv")
-    about: dict[str, Any] = {"models": [str(path) for path in members]}
+    notes += _notes_on_seen(table)
+    for note in notes:
+        _log.info(note)
+    about: dict[str, Any] = {"models": [str(path) for path in members], "notes": notes}
     about["section"] = first.section.model_dump(mode="json", exclude={"truth"})
     if grid is not None:
         about |= {"times": list(grid.times), "horizons": list(grid.horizons)}
@@ -58,8 +70,21 @@ def predict_cohort(study: StudyConfig, name: str) -> pd.DataFrame:
     return table
 
 
-def _cohort(study: StudyConfig, model: Checkpoint) -> Cohort:
-    """All slides with features; targets where the study has labels of the model's question."""
+def _notes_on_seen(table: pd.DataFrame) -> list[str]:
+    patients = table.groupby("patient_id")["seen"].any()
+    known = patients.index[patients]
+    if known.empty:
+        return []
+    return [
+        f"{len(known)} of {len(patients)} patients were seen in training or validation by every "
+        f"model (column seen) and are left out of the metrics: {named(known)}"
+    ]
+
+
+def _cohort(study: StudyConfig, section: TaskSection) -> tuple[Cohort, list[str]]:
+    """All slides with features, with targets where the study has labels of the models' question;
+    and what is to be said of the labels.
+    """
     rows = rows_with_features(study)
     if not rows:
         raise CohortError(f"no slide of {study.preprocessing.manifest} has features to ask about")
@@ -67,17 +92,45 @@ def _cohort(study: StudyConfig, model: Checkpoint) -> Cohort:
         {"patient_id": [row.patient_id for row in rows]},
         index=pd.Index([row.slide_id for row in rows], name="slide_id"),
     )
-    if study.mil.labels is None:
-        return Cohort(slides, ())
-    target = model.section.target
-    labelled = read_cohort(
-        rows,
-        study.mil.labels,
-        target.columns,
-        patient_target=model.section.bag == "patient" or isinstance(target, SurvivalTarget),
-    )
+    labels, target = study.mil.labels, section.target
+    if labels is None:
+        return Cohort(slides, ()), []
+    if unusable := _no_labels(labels, rows, target.columns):
+        return Cohort(slides, ()), [unusable]
+    of_patients = section.bag == "patient" or isinstance(target, SurvivalTarget)
+    labelled = read_cohort(rows, labels, target.columns, patient_target=of_patients, target=target)
     known = labelled.slides[list(target.columns)]
-    return Cohort(slides.join(known), target.columns, labelled.report)
+    cohort = Cohort(slides.join(known), target.columns, labelled.report)
+    return cohort, _notes_on_labels(labelled, section)
+
+
+def _no_labels(labels: LabelsConfig, rows: list[SlideRow], columns: tuple[str, ...]) -> str | None:
+    """Why no slide has a target, where the table has rows of the slides; None if some may have."""
+    table = read_label_table(labels)
+    lacking = [name for name in columns if name not in table.frame]
+    if lacking:
+        return (
+            f"no metrics: {table.name} has no column {', '.join(lacking)}; name it in "
+            f"labels.columns, its columns are {', '.join(map(str, table.frame))}"
+        )
+    mine = table.frame[table.frame[table.key].isin([getattr(row, table.key) for row in rows])]
+    if len(mine) and not mine[list(columns)].notna().all(axis=1).any():
+        return f"no metrics: {' or '.join(columns)} is empty in every row of {table.name}"
+    return None
+
+
+def _notes_on_labels(labelled: Cohort, section: TaskSection) -> list[str]:
+    """Patients of whom the models' rule makes one answer, though their slides' labels differ."""
+    if section.bag == "patient" or section.aggregate != "mean":
+        return []
+    values = labelled.slides.groupby("patient_id")[list(labelled.target_columns)].nunique()
+    torn = values.index[(values > 1).any(axis=1)]
+    if torn.empty:
+        return []
+    return [
+        f"{len(torn)} patients are left without a label, since their slides disagree on "
+        f"{', '.join(labelled.target_columns)}: {named(torn)}"
+    ]
 
 
 def _common_grid(tasks: list[Task]) -> FollowUp | None:
@@ -89,8 +142,7 @@ def _common_grid(tasks: list[Task]) -> FollowUp | None:
         return None
     if len({(one.times, one.horizons) for one in each}) == 1:
         return each[0]
-    most = min(len(one.horizons) for one in each)
-    horizons = np.mean([one.horizons[:most] for one in each], axis=0)
+    horizons = np.mean([one.horizons for one in each], axis=0)
     shares = np.linspace(0, 1, min(len(one.times) for one in each))
     times = np.mean([np.quantile(one.times, shares) for one in each], axis=0)
     grid = np.union1d(times, horizons)
@@ -98,14 +150,13 @@ def _common_grid(tasks: list[Task]) -> FollowUp | None:
 
 
 def _ask(
-    study: StudyConfig,
     path: Path,
     model: Checkpoint,
     cohort: Cohort,
-    grid: FollowUp | None,
+    given: tuple[CohortFeatures, FollowUp | None],
 ) -> pd.DataFrame:
-    encoder = study.preprocessing.encoder.name
-    features = load_features(study.features_dir, cohort.slides.index, encoder)
+    """Answers and calls of one model; `given`: the features, and the grid of survival."""
+    features, grid = given
     refuse_other_origin(model, features.origin, path)
     task = model.task
     if isinstance(task, SurvivalTask) and grid is not None:

@@ -1,8 +1,7 @@
 """One task asked of one answerer: folds, the training of a member, and its sealed predictions."""
 
 import json
-from collections.abc import Callable, Iterable
-from typing import cast
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -12,30 +11,31 @@ from numpy.typing import NDArray
 from mil.bags import CohortFeatures
 from mil.baselines import BaselineData, Covariates, fit_baseline, mean_features
 from mil.checkpoint import Checkpoint, save_checkpoint
-from mil.config import BASELINES, Baseline, StudyConfig, digest
+from mil.config import BASELINES, StudyConfig
 from mil.data import (
     cohort_path,
     current_splits,
     data_digest,
     patient_groups,
-    refuse_shared_images,
+    shared_images,
     splits_path,
     task_cohort,
     task_features,
 )
-from mil.decisions import Decision, apply_decisions, decisions_state, fit_decisions
+from mil.decisions import Decision, apply_decisions, fit_decisions
 from mil.folds.split_files import read_split_files
-from mil.folds.splits import PARTS, make_splits, save_splits
+from mil.folds.splits import Splits, make_splits, refuse_unlike_classes, save_splits
 from mil.heatmaps.scores import CohortScale
+from mil.member import Member, run_id_of, settings_of
 from mil.models.base import MilMethod
 from mil.models.build import build_method
-from mil.predictions import Answer, predict, refuse_many_classes, write_csv
-from mil.seals import enter, is_sealed, seal
+from mil.predictions import Answer, predict, write_csv
+from mil.seals import is_sealed
 from mil.tasks.base import Answers, Task
 from mil.tasks.build import fit_task
 from mil.tasks.columns import class_names, named, survival_columns
 from mil.tasks.config import CoxConfig, SurvivalTarget, TaskConfig
-from mil.tasks.survival import SurvivalTask
+from mil.tasks.feasibility import refuse_impossible
 from mil.train import Part, answer, tile_evidence, train_method
 from preprocessing.artefacts import whole_file
 
@@ -43,9 +43,10 @@ from preprocessing.artefacts import whole_file
 def split_task(study: StudyConfig, task: str) -> list[str]:
     """Makes and saves the folds of a task; returns what the cohort holds, a line each."""
     cohort = task_cohort(study, task)
-    refuse_shared_images(study, cohort)
+    copies = shared_images(study, cohort)
     section, config = study.mil.tasks[task], study.mil.split
     bags = cohort.bags(section.bag)
+    refuse_impossible(section, bags)
     splits, notes = make_splits(
         bags,
         strata(section.target, bags),
@@ -54,12 +55,15 @@ def split_task(study: StudyConfig, task: str) -> list[str]:
         supplied=read_split_files(config.files, config.test_part) if config.files else None,
         data=data_digest(study, task, cohort),
     )
+    if not isinstance(section.target, SurvivalTarget):
+        classes = class_names(bags, section.target.label)
+        refuse_unlike_classes(splits, classes.groupby(bags["patient_id"]).agg(set))
     save_splits(splits, splits_path(study, task))
     lines = cohort.describe(section.target)
-    facts = {"lines": lines, "report": {**cohort.report, **notes}}
+    facts = {"lines": lines, "report": {**cohort.report, **copies, **notes}}
     with whole_file(cohort_path(study, task)) as partial:
         partial.write_text(json.dumps(facts, indent=1))
-    return [*lines, *(f"{len(v)} {k}: {named(v)}" for k, v in facts["report"].items())]
+    return [*lines, *(f"{k}: {len(v)} ({named(v)})" for k, v in facts["report"].items())]
 
 
 def strata(target: TaskConfig, bags: pd.DataFrame) -> list[pd.Series]:
@@ -79,72 +83,32 @@ def strata(target: TaskConfig, bags: pd.DataFrame) -> list[pd.Series]:
     return [by_both, by_event, anyone] if few_censored else [by_both, by_event]
 
 
-class _Member:
-    """One fold and seed of an answerer: its bags by part, and where its files go."""
+def member_runs(
+    study: StudyConfig, task: str, answerer: str
+) -> tuple[Splits, dict[tuple[int, int], str]]:
+    """The current folds, and the run id that the seal of every (fold, seed) has to carry.
 
-    def __init__(
-        self, study: StudyConfig, task: str, answerer: str, *, fold: int, seed: int
-    ) -> None:
-        self.study, self.task_name, self.answerer = study, task, answerer
-        self.number, self.seed = fold, seed
-        self.section = study.mil.tasks[task]
-        self.folder = study.member_dir(task, answerer, fold, seed)
-        cohort = task_cohort(study, task)
-        self.splits = current_splits(study, task, cohort)
-        self.fold = self.splits.folds[fold]
-        used = {patient for ids in self.fold.parts().values() for patient in ids}
-        mine = cohort.slides.index[cohort.slides["patient_id"].isin(used)]
-        self.cohort = cohort.only(set(mine), "slides of patients in no part of the fold")
-        bags = self.cohort.bags(self.section.bag)
-        part_of = self.parts(bags["patient_id"])
-        self.tables = {name: bags[part_of == name] for name in PARTS}
-
-    def parts(self, patients: Iterable[str]) -> np.ndarray:
-        """The part of the fold that each patient is in."""
-        part_of = {patient: part for part, ids in self.fold.parts().items() for patient in ids}
-        return np.array([part_of[patient] for patient in patients])
-
-    @property
-    def kind(self) -> Baseline:
-        """Which baseline this is."""
-        return cast("Baseline", self.answerer)
-
-    @property
-    def settings(self) -> str:
-        """A digest of all that was chosen; two looks at a test part differ where this differs."""
-        config = self.study.mil.methods.get(self.answerer, self.answerer)
-        section = self.section.model_dump(mode="json", exclude={"truth"})
-        train = self.study.mil.train.model_dump(mode="json", exclude={"seed", "seeds", "device"})
-        return digest(config, section, {} if self.answerer in BASELINES else train)
-
-    @property
-    def run_id(self) -> str:
-        return digest(self.settings, self.splits.fingerprint, self.number, self.seed)
-
-    def write(self, answers: pd.DataFrame, task: Task, decisions: dict[str, Decision]) -> None:
-        """predictions.csv and fitted.json, sealed."""
-        place = {"fold": self.number, "repeat": self.fold.repeat, "seed": self.seed}
-        table = answers.assign(splits=self.splits.fingerprint)
-        for position, (name, value) in enumerate(place.items()):
-            table.insert(position, name, value)
-        fitted = {**place, "task": task.state(), "decisions": decisions_state(decisions)}
-        if isinstance(task, SurvivalTask):
-            fitted |= {"times": list(task.times), "horizons": list(task.horizons)}
-        write_csv(table, self.folder / "predictions.csv")
-        with whole_file(self.folder / "fitted.json") as partial:
-            partial.write_text(json.dumps(fitted, indent=1))
-        seal(self.folder, self.run_id)
-        asked = {"task": self.task_name, "answerer": self.answerer}
-        enter(self.study, {**asked, **place, "settings": self.settings, "run": self.run_id})
+    Raises CohortError if labels, slides, features or splits changed since the folds were made.
+    """
+    splits = current_splits(study, task, task_cohort(study, task))
+    settings = settings_of(study, task, answerer)
+    runs = {
+        (fold, seed): run_id_of(settings, splits, fold=fold, seed=seed)
+        for fold in range(len(splits.folds))
+        for seed in study.seeds(answerer)
+    }
+    return splits, runs
 
 
 def run_member(study: StudyConfig, task: str, answerer: str, *, fold: int, seed: int) -> None:
     """Trains one model, or fits one baseline; writes its predictions once and seals them.
 
-    A member whose predictions of this very run are sealed already is left as it is.
+    A member whose predictions of this very run are sealed already, and whose model is there, is
+    left as it is.
     """
-    member = _Member(study, task, answerer, fold=fold, seed=seed)
-    if is_sealed(member.folder, member.run_id):
+    member = Member(study, task, answerer, fold=fold, seed=seed)
+    has_model = answerer in BASELINES or member.checkpoint.is_file()
+    if has_model and is_sealed(member.folder, member.run_id):
         return
     features = task_features(study, member.cohort)
     if answerer in BASELINES:
@@ -153,11 +117,10 @@ def run_member(study: StudyConfig, task: str, answerer: str, *, fold: int, seed:
         _run_method(member, features)
 
 
-def _run_method(member: _Member, features: CohortFeatures) -> None:
+def _run_method(member: Member, features: CohortFeatures) -> None:
     config = member.study.mil.methods[member.answerer]
     train = member.study.mil.train.model_copy(update={"seed": member.seed})
     fitted = fit_task(member.section.target, member.tables["train"])
-    refuse_many_classes(member.section, fitted)
     training, validation = (
         Part(member.tables[name], fitted.encode(member.tables[name]), features)
         for name in ("train", "validation")
@@ -184,10 +147,15 @@ def _run_method(member: _Member, features: CohortFeatures) -> None:
         scale=CohortScale.fit(tile_evidence(model, fitted, validation), fitted.evidence_name),
         section=member.section,
         decisions=decisions,
-        notes={"splits": member.splits.fingerprint, "fold": member.number, "run": member.run_id},
+        seen=member.seen(features),
+        notes={
+            "settings": member.settings,
+            "splits": member.splits.fingerprint,
+            "fold": member.number,
+            "run": member.run_id,
+        },
     )
-    path = member.folder / "checkpoint.safetensors"
-    save_checkpoint(checkpoint, config, features.dim, path)
+    save_checkpoint(checkpoint, config, features.dim, member.checkpoint)
     write_csv(history, member.folder / "history.csv")
     member.write(answers, fitted, decisions)
     for state in [*member.folder.glob("*.state.pt"), *member.folder.glob(".*.partial-*")]:
@@ -198,12 +166,11 @@ def _model_answer(model: MilMethod, features: CohortFeatures) -> Answer:
     return lambda bags: answer(model, Part(bags, torch.empty(len(bags)), features))
 
 
-def _run_baseline(member: _Member, features: CohortFeatures) -> None:
+def _run_baseline(member: Member, features: CohortFeatures) -> None:
     target = member.section.target
     if isinstance(target, SurvivalTarget):  # baselines of survival are Cox models
         target = CoxConfig(time=target.time, event=target.event, times=target.times)
     fitted = fit_task(target, member.tables["train"])
-    refuse_many_classes(member.section, fitted)
     matrix = _baseline_matrix(member, features)
     parts = {
         name: BaselineData(matrix(member.tables[name]), fitted.encode(member.tables[name]))
@@ -218,7 +185,7 @@ def _run_baseline(member: _Member, features: CohortFeatures) -> None:
 
 
 def _baseline_matrix(
-    member: _Member, features: CohortFeatures
+    member: Member, features: CohortFeatures
 ) -> Callable[[pd.DataFrame], NDArray[np.float64]]:
     """What a baseline sees of a table of bags, as (bags, d)."""
     if member.kind == "mean_features":
@@ -226,7 +193,7 @@ def _baseline_matrix(
     return Covariates.fit(member.tables["train"], member.section.covariates).matrix
 
 
-def _decided(member: _Member, ask: Answer, task: Task) -> tuple[pd.DataFrame, dict[str, Decision]]:
+def _decided(member: Member, ask: Answer, task: Task) -> tuple[pd.DataFrame, dict[str, Decision]]:
     """All answers, by part, with what is called of them by decisions fitted inside the fold."""
     answers = predict(ask, task, member.section, member.cohort)
     answers.insert(0, "part", member.parts(answers["patient_id"]))

@@ -23,7 +23,8 @@ class Entry:
 _BEFORE = " Here of the probabilities before temperature scaling."
 _ECE = (
     "Expected calibration error: mean gap between the probability of the most probable class and "
-    "how often it is true, over ten bins of equal width. Biased upwards in small cohorts."
+    "how often it is true, over ten bins of equal width. Biased upwards in small cohorts, and its "
+    "interval more so."
 )
 _BRIER = (
     "Brier score: mean squared error of the probabilities; 0 is perfect, and always answering the "
@@ -35,7 +36,8 @@ _ENTRIES = {
         RANKING,
         "high",
         "Probability that a case with the class is ranked above one without it; 0.5 is chance. "
-        "Folds are pooled. Several classes without a positive one: mean of each against the rest.",
+        "Pairs are compared within folds: pooled scores of several models would be biased. Several "
+        "classes without a positive one: mean of each against the rest.",
     ),
     "auroc_delong": Entry(
         "AUROC, DeLong's interval",
@@ -47,8 +49,8 @@ _ENTRIES = {
         "average precision",
         RANKING,
         "high",
-        "Area under the precision-recall curve; chance reaches the prevalence, so compare it only "
-        "between cohorts of equal prevalence.",
+        "Area under the precision-recall curve, folds pooled; chance reaches the prevalence, so "
+        "compare it only between cohorts of equal prevalence.",
     ),
     "accuracy": Entry("accuracy", CALLS, "high", "Share of cases called rightly."),
     "balanced_accuracy": Entry(
@@ -86,7 +88,10 @@ _ENTRIES = {
         "Share of conformal sets that hold the true class; compare with the aim.",
     ),
     "conformal_set_size": Entry(
-        "mean set size", SETS, "low", "Classes that a conformal set holds; 1 is a definite answer."
+        "mean set size",
+        SETS,
+        "",
+        "Classes that a conformal set holds: 1 is a definite answer, 0 says that nothing fits.",
     ),
     "abstained": Entry(
         "abstained", SETS, "low", "Share of cases whose conformal set is not exactly one class."
@@ -102,34 +107,35 @@ _ENTRIES = {
         "Uno's C",
         RANKING,
         "high",
-        "Concordance weighted by the inverse probability of censoring, estimated on training "
-        "patients; mean over folds.",
+        "Concordance of the pairs within folds up to a last time, weighted by the inverse "
+        "probability of censoring, estimated on training patients.",
     ),
     "td_auc": Entry(
         "AUC at horizon",
         RANKING,
         "high",
         "Cumulative/dynamic AUC: probability that who had the event by then was given a lower "
-        "survival than who had not; censoring weighted; mean over folds.",
+        "survival than who had not; pairs within folds, censoring weighted.",
     ),
     "brier_at": Entry(
         "Brier score at horizon",
         PROBABILITIES,
         "low",
-        "Mean squared error of the predicted survival at that time, censoring weighted; mean over "
-        "folds. Always answering 0.5 scores 0.25.",
+        "Mean squared error of the predicted survival at that time, censoring weighted. Always "
+        "answering 0.5 scores 0.25.",
     ),
     "ibs": Entry(
         "integrated Brier score",
         PROBABILITIES,
         "low",
-        "Brier score averaged over the 5 % to 95 % quantiles of the training event times.",
+        "Brier score averaged over time, from the first to the last of the horizons and of the 5 % "
+        "to 95 % quantiles of the training event times.",
     ),
     "ibs_skill": Entry(
         "Brier skill",
         PROBABILITIES,
         "high",
-        "1 − integrated Brier score / that of the training Kaplan-Meier curve given to everyone; "
+        "1 − integrated Brier score / that of one Kaplan-Meier curve given to everyone; "
         "0 or less: no better than knowing nothing of the patient.",
     ),
 }

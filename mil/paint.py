@@ -12,10 +12,18 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from mil.bags import TileOrigin
-from mil.checkpoint import Checkpoint, load_checkpoint, load_ensemble, refuse_other_origin
+from mil.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_ensemble,
+    refuse_other_origin,
+    unseen_members,
+)
 from mil.config import StudyConfig, TruthConfig
-from mil.data import current_splits, rows_with_features, slide_store, task_cohort
+from mil.data import rows_with_features, slide_store, task_cohort
 from mil.ensemble import applied_dir
+from mil.ensemble_files import CHECKPOINT
+from mil.experiment import member_runs
 from mil.heatmaps.export import write_qupath_geojson
 from mil.heatmaps.render import Backdrop, render_heatmap
 from mil.heatmaps.scores import (
@@ -27,7 +35,7 @@ from mil.heatmaps.scores import (
 )
 from mil.heatmaps.tables import write_scale, write_tile_table
 from mil.predictions import write_csv
-from preprocessing.errors import CohortError, ConfigError
+from preprocessing.errors import CheckpointError, CohortError, ConfigError
 from preprocessing.manifest import SlideRow
 from preprocessing.outlines import Outline, read_outlines, share_inside
 from preprocessing.store import FeatureStore
@@ -50,16 +58,16 @@ def paint_method(study: StudyConfig, task: str, method: str) -> None:
 
     Where several repeats held a patient out, the first of them paints.
     """
-    cohort = task_cohort(study, task)
-    splits = current_splits(study, task, cohort)
+    splits, runs = member_runs(study, task, method)
     folds = [
         {
-            path: load_checkpoint(path)
+            path: _member_of_run(path, runs[k, seed])
             for seed in study.seeds(method)
-            for path in [study.member_dir(task, method, k, seed) / "checkpoint.safetensors"]
+            for path in [study.member_dir(task, method, k, seed) / CHECKPOINT]
         }
         for k in range(len(splits.folds))
     ]
+    labelled = task_cohort(study, task).slides.index
 
     def members_for(row: SlideRow) -> tuple[Members, str]:
         fold = splits.fold_testing(row.patient_id)
@@ -69,19 +77,43 @@ def paint_method(study: StudyConfig, task: str, method: str) -> None:
     rows = [
         row
         for row in rows_with_features(study)
-        if row.slide_id in cohort.slides.index and splits.fold_testing(row.patient_id) is not None
+        if row.slide_id in labelled and splits.fold_testing(row.patient_id) is not None
     ]
     scale = CohortScale.joint([member.scale for fold in folds for member in fold.values()])
     folder = heatmap_dir(study, task, method)
     _paint(study, rows, folder, (scale, members_for), truth=study.mil.tasks[task].truth)
 
 
+def _member_of_run(path: Path, run_id: str) -> Checkpoint:
+    """A model of the study as it stands: an older one may have been trained on those it paints."""
+    if not path.is_file():
+        raise CohortError(f"no model {path}: train that fold first")
+    member = load_checkpoint(path)
+    if member.notes.get("run") != run_id:
+        raise CheckpointError(
+            f"{path} was trained under other settings, labels or splits than now; train that fold "
+            "anew"
+        )
+    return member
+
+
 def paint_with(study: StudyConfig, name: str) -> None:
-    """Paints every slide with the models that `mil.apply` names."""
+    """Paints every slide with the models that `mil.apply` names, but for those that were trained
+    on its patient; where all of them were, all paint, and the map says so.
+    """
     members = load_ensemble(study.mil.apply[name])
     scale = CohortScale.joint([member.scale for member in members.values()])
-    models = (scale, lambda _: (members, f"model {name}"))
-    _paint(study, rows_with_features(study), applied_maps_dir(study, name), models)
+    rows = rows_with_features(study)
+    images: dict[str, list[str]] = {row.patient_id: [] for row in rows}
+    for row in rows:
+        store = slide_store(study, row.slide_id)
+        images[row.patient_id].append(store.provenance.slide_fingerprint)
+
+    def members_for(row: SlideRow) -> tuple[Members, str]:
+        chosen, seen = unseen_members(members, row.patient_id, images[row.patient_id])
+        return chosen, f"model {name}" + (", trained on this patient" if seen else "")
+
+    _paint(study, rows, applied_maps_dir(study, name), (scale, members_for))
 
 
 def _paint(

@@ -2,9 +2,11 @@
 
 Columns: level ('slide' or 'patient'), id, patient_id, the targets and what rides along, then the
 task's answers (`prob_<class>`, or `risk`, `risk_sd` and `survival_<j>`) and what is called of them
-(mil.decisions).
+(mil.decisions). Of trained models asked about another cohort also `seen`: whether every model that
+answered was trained or validated on the patient.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,12 +25,21 @@ from preprocessing.errors import CohortError
 Answer = Callable[[pd.DataFrame], Tensor]
 """Logits (bags, outputs) of a table of bags, as Cohort.bags makes it."""
 
-NUMERIC = ("prob_", "uncalibrated_", "survival_", "spread_", "risk_sd", "risk_cut", "threshold")
+_NUMBER = re.compile(
+    r"(prob|uncalibrated|spread)_.+|survival_\d+|risk|risk_sd|risk_cut|threshold", re.DOTALL
+)
+
+
+def is_number(column: object) -> bool:
+    """Whether a column of a prediction table is one of the numbers that this program writes."""
+    return _NUMBER.fullmatch(str(column)) is not None
 
 
 def predict(answer: Answer, task: Task, section: TaskSection, cohort: Cohort) -> pd.DataFrame:
-    """Predictions of all slides and patients of the cohort."""
+    """Predictions of all slides and patients; of slides alone where nothing joins them."""
     slides = _answers(answer, task, cohort.bags("slide"))
+    if section.bag == "slide" and section.aggregate == "none":
+        return slides.assign(level="slide")
     if section.bag == "patient":
         patients = _answers(answer, task, cohort.bags("patient"))
     else:
@@ -45,11 +56,16 @@ def _answers(answer: Answer, task: Task, bags: pd.DataFrame) -> pd.DataFrame:
 
 
 def aggregate(slides: pd.DataFrame, section: TaskSection, cohort: Cohort) -> pd.DataFrame:
-    """Patient rows from slide rows, by the section's rule (see TaskSection.aggregate)."""
+    """Patient rows from slide rows, by the section's rule (see TaskSection.aggregate).
+
+    A patient whose slides disagree on a target has none, unless the rule is for such patients.
+    """
     known = [*cohort.target_columns, *cohort.other_columns]
     answers = [str(c) for c in slides.columns if c not in {"id", "patient_id", *known}]
     grouped = slides.groupby("patient_id", sort=True)
     patients = grouped[known].first().join(grouped[answers].mean())
+    for name in cohort.target_columns:
+        patients[name] = patients[name].where(grouped[name].nunique() <= 1)
     if section.aggregate == "max":
         patients = _any_positive(patients, slides, section.target, answers)
     return patients.rename_axis("patient_id").reset_index().assign(id=lambda t: t["patient_id"])
@@ -77,15 +93,6 @@ def _any_positive(
     return patients.assign(**changed)
 
 
-def refuse_many_classes(section: TaskSection, task: Task) -> None:
-    """The maximum over slides has a meaning for two classes alone; asked before training."""
-    if section.aggregate == "max" and task.outputs != 2:
-        raise CohortError(
-            f"aggregate: max joins slides of two classes, but there are {task.outputs}; use mean, "
-            "or merge classes"
-        )
-
-
 def combine(members: Sequence[pd.DataFrame], target: object) -> pd.DataFrame:
     """Several models' predictions of the same rows as one: means, and between them the spread.
 
@@ -100,9 +107,11 @@ def combine(members: Sequence[pd.DataFrame], target: object) -> pd.DataFrame:
     for other in members[1:]:
         if not other[keys].reset_index(drop=True).equals(first[keys].reset_index(drop=True)):
             raise CohortError("members of an ensemble answered different slides or patients")
-    numeric = [str(c) for c in first if str(c).startswith(NUMERIC) or c == "risk"]
+    numeric = [str(c) for c in first if is_number(c)]
     stacked = np.stack([member[numeric].to_numpy(dtype=float) for member in members])
     joint = first.assign(**dict(zip(numeric, stacked.mean(axis=0).T, strict=True)))
+    if "threshold" in joint:  # a member without one (NaN) leaves the call to the others
+        joint["threshold"] = pd.concat([m["threshold"] for m in members], axis=1).mean(axis=1)
     spread = dict(zip(numeric, stacked.std(axis=0).T, strict=True))
     if not isinstance(target, ClassificationConfig):
         high = joint["risk_sd"] > joint["risk_cut"]
@@ -139,9 +148,11 @@ def _members_of_sets(table: pd.DataFrame, classes: list[str]) -> np.ndarray:
 def read_predictions(path: Path) -> pd.DataFrame:
     """Ids and labels stay text, so that '007', '1' and 'NA' come back as they went."""
     table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
-    numeric = [c for c in table if c == "risk" or str(c).startswith(NUMERIC)]
+    numeric = [c for c in table if is_number(c)]
     whole = [c for c in ("fold", "repeat", "seed") if c in table]
     table = table.astype({**dict.fromkeys(whole, int), **dict.fromkeys(numeric, float)})
+    if "seen" in table:
+        table["seen"] = table["seen"] == "True"
     if "abstain" in table:
         table["abstain"] = table["abstain"] == "True"
         table["conformal_set"] = table["conformal_set"].fillna("")

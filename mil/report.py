@@ -14,8 +14,9 @@ from PIL import Image
 
 from mil.config import StudyConfig
 from mil.data import cohort_path
+from mil.ensemble import applied_dir
 from mil.evaluation.compare import comparison_path
-from mil.evaluation.evaluate import evaluation_dir
+from mil.evaluation.held_out import evaluation_dir
 from mil.figures.common import interval_text, p_number
 from mil.glossary import GROUPS, entry, explained
 from mil.heatmaps.tables import read_scale
@@ -63,7 +64,7 @@ def write_report(study: StudyConfig) -> Path:
         splits=_splits_text(study),
         tasks=tasks,
         glossary=explained(name for task in tasks for name in task["metrics"]),
-        applied=_galleries(study, {n: applied_maps_dir(study, n) for n in study.mil.apply}),
+        applied=[_applied(study, name) for name in study.mil.apply],
     )
     path = study.output / "report.html"
     with whole_file(path) as partial:
@@ -92,9 +93,6 @@ def _task(study: StudyConfig, task: str) -> Values:
     folders = {a: evaluation_dir(study, task, a) for a in answerers}
     metrics = {a: _metrics(folder / "metrics.csv") for a, folder in folders.items()}
     survival = isinstance(section.target, SurvivalTarget)
-    levels = [
-        level for level in LEVELS if any((t["level"] == level).any() for t in metrics.values())
-    ]
     facts = cohort_path(study, task)
     hazards = [(a, rows) for a in answerers if (rows := _hazards(folders[a] / "hazard_ratios.csv"))]
     return {
@@ -106,13 +104,40 @@ def _task(study: StudyConfig, task: str) -> Values:
         "answerers": answerers,
         "methods": len(study.mil.methods),
         "metrics": {name for table in metrics.values() for name in table["metric"]},
-        "levels": [_level(metrics, level) for level in levels],
+        "levels": _levels(metrics),
         "comparisons": _comparisons(comparison_path(study, task)),
         "hazards": hazards,
         "hazard_notes": {row["note"] for _, rows in hazards for row in rows} - {""},
         "figures": {a: _figures(study, folder) for a, folder in folders.items()},
         "maps": _galleries(study, {m: heatmap_dir(study, task, m) for m in study.mil.methods}),
     }
+
+
+def _applied(study: StudyConfig, name: str) -> Values:
+    """What trained models said of this archive, laid out as a task with one answerer."""
+    folder = applied_dir(study, name)
+    predictions = pd.read_csv(folder / "predictions.csv", usecols=["level", "seen"])
+    about = json.loads((folder / "fitted.json").read_text(encoding="utf-8"))
+    measured = (folder / "metrics.csv").is_file()
+    return {
+        "name": name,
+        "link": _link(study, folder / "predictions.csv"),
+        "models": len(about["models"]),
+        "counts": predictions["level"].value_counts().to_dict(),
+        "seen": predictions.loc[predictions["seen"], "level"].value_counts().to_dict(),
+        "answerers": [name],
+        "methods": 1,
+        "levels": _levels({name: _metrics(folder / "metrics.csv")}) if measured else [],
+        "figures": {name: _figures(study, folder)} if measured else {name: []},
+        "maps": _galleries(study, {name: applied_maps_dir(study, name)}),
+    }
+
+
+def _levels(metrics: Mapping[str, pd.DataFrame]) -> list[Values]:
+    there = [
+        level for level in LEVELS if any((t["level"] == level).any() for t in metrics.values())
+    ]
+    return [_level(metrics, level) for level in there]
 
 
 def _metrics(path: Path) -> pd.DataFrame:

@@ -9,11 +9,13 @@ optimiser, generators, best weights) goes to a file, so that a killed run, start
 the weights of an uninterrupted one (on the CPU, with the same number of threads).
 """
 
+import logging
 import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 import pandas as pd
@@ -28,6 +30,8 @@ from mil.steps import deal, one_graph, two_passes
 from mil.tasks.base import Task
 from preprocessing.artefacts import whole_file
 from preprocessing.errors import ConfigError, TrainingError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -203,6 +207,9 @@ class _Stage:
             torch.save(state, partial)
 
     def _load(self, path: Path, run_id: str) -> None:
+        if not is_zipfile(path):  # torch.save writes one; its end is what a cut-off file lacks
+            _log.warning("%s is cut off or damaged: training starts from the beginning", path)
+            return
         state = torch.load(path, weights_only=True, map_location=self.device)
         if state["run_id"] != run_id:
             return

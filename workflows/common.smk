@@ -8,8 +8,10 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)  # a clone that is not installed validates too
 
 from mil.config import BASELINES, digest, dump_study, validate_study
+from mil.ensemble_files import CHECKPOINT, ensemble_paths
 from preprocessing.artefacts import whole_file
 from preprocessing.errors import HistomilError
+from preprocessing.manifest import read_manifest
 from preprocessing.plan import plan_shards
 
 try:
@@ -48,22 +50,48 @@ onstart:
         partial.write_text(dump_study(STUDY))
 
 
-def prediction_files(wildcards):
+def member_files(wildcards, name):
     return [
-        f"{STUDY.member_dir(wildcards.task, wildcards.method, fold, seed)}/predictions.csv"
+        f"{STUDY.member_dir(wildcards.task, wildcards.method, fold, seed)}/{name}"
         for fold in range(STUDY.mil.split.number_of_folds)
         for seed in STUDY.seeds(wildcards.method)
     ]
 
 
+def prediction_files(wildcards):
+    return member_files(wildcards, "predictions.csv")
+
+
+def checkpoint_files(wildcards):
+    return member_files(wildcards, CHECKPOINT)
+
+
 def question(wildcards):
-    return STUDY.mil.tasks[wildcards.task].model_dump(mode="json", exclude={"truth"})
+    section = STUDY.mil.tasks[wildcards.task]
+    return section.model_dump(mode="json", exclude={"truth", "baselines"})
 
 
-def member_settings(wildcards):
-    if wildcards.method in BASELINES:
-        return digest(question(wildcards))
-    train = STUDY.mil.train.model_dump(mode="json", exclude={"seeds"})
+def manifest_columns(wildcards):
+    """What a task reads of the manifest; a synthetic one is no more than its settings."""
+    if STUDY.preprocessing.synthetic:
+        return []
+    names = (*STUDY.mil.tasks[wildcards.task].covariates, STUDY.mil.split.group)
+    return [
+        [row.slide_id, row.patient_id, *(row.extra.get(name) for name in names)]
+        for row in read_manifest(STUDY.preprocessing.manifest)
+    ]
+
+
+def split_settings(wildcards):
+    mil = STUDY.mil
+    return digest(
+        mil.labels, mil.split, question(wildcards), manifest_columns(wildcards)
+    )
+
+
+def method_settings(wildcards):
+    """Not the device: it changes no result that anyone asked to have again."""
+    train = STUDY.mil.train.model_dump(mode="json", exclude={"seed", "seeds", "device"})
     return digest(question(wildcards), STUDY.mil.methods[wildcards.method], train)
 
 

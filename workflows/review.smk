@@ -2,6 +2,7 @@
 rule heatmap:
     input:
         prediction_files,
+        checkpoint_files,
     output:
         f"{OUT}/heatmaps/{{task}}/{{method}}/predictions.csv",
     log:
@@ -13,15 +14,24 @@ rule heatmap:
         "2>&1 | tee {log:q}"
 
 
+def applied_models(wildcards):
+    """Every checkpoint; the folder itself where it holds none, for the stage to say so."""
+    folder = STUDY.mil.apply[wildcards.name]
+    return [str(path) for path in ensemble_paths(folder) or [folder]]
+
+
 rule apply:
     input:
         f"{OUT}/features/process_list.csv",
-        lambda wildcards: STUDY.mil.apply[wildcards.name],
+        applied_models,
+        LABEL_TABLES,
     output:
         f"{OUT}/applied/{{name}}/predictions.csv",
         f"{OUT}/applied/{{name}}/heatmaps/predictions.csv",
     log:
         f"{OUT}/logs/apply/{{name}}.log",
+    params:
+        settings=digest(STUDY.mil.labels, STUDY.mil.bootstrap),
     shell:
         "(export OMP_NUM_THREADS={threads}; {HISTOMIL} predict {ARGS} --apply {wildcards.name} && "
         "{HISTOMIL} heatmap {ARGS} --apply {wildcards.name}) 2>&1 | tee {log:q}"

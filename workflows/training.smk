@@ -10,30 +10,54 @@ rule split:
     log:
         f"{OUT}/logs/split/{{task}}.log",
     params:
-        settings=lambda wildcards: digest(
-            STUDY.mil.labels, STUDY.mil.split, question(wildcards)
-        ),
+        settings=split_settings,
     shell:
         "{HISTOMIL} split {ARGS} --task {wildcards.task} 2>&1 | tee {log:q}"
+
+
+MEMBER = f"{OUT}/models/{{task}}/{{method}}/fold{{fold}}/seed{{seed}}"
+TRAIN = (
+    "OMP_NUM_THREADS={threads} {HISTOMIL} train {ARGS} --task {wildcards.task} "
+    "--method {wildcards.method} --fold {wildcards.fold} --seed {wildcards.seed} "
+    "2>&1 | tee {log:q}"
+)
 
 
 rule train:
     input:
         f"{OUT}/splits/{{task}}.json",
     output:
-        f"{OUT}/models/{{task}}/{{method}}/fold{{fold}}/seed{{seed}}/predictions.csv",
-        f"{OUT}/models/{{task}}/{{method}}/fold{{fold}}/seed{{seed}}/fitted.json",
-        f"{OUT}/models/{{task}}/{{method}}/fold{{fold}}/seed{{seed}}/seal.json",
+        f"{MEMBER}/predictions.csv",
+        f"{MEMBER}/fitted.json",
+        f"{MEMBER}/seal.json",
+        f"{MEMBER}/{CHECKPOINT}",
     log:
         f"{OUT}/logs/train/{{task}}-{{method}}-{{fold}}-{{seed}}.log",
+    wildcard_constraints:
+        method="|".join(STUDY.mil.methods) or "none",
     resources:
         gpu=gpus(STUDY.mil.train.device),
     params:
-        settings=member_settings,
+        settings=method_settings,
     shell:
-        "OMP_NUM_THREADS={threads} {HISTOMIL} train {ARGS} --task {wildcards.task} "
-        "--method {wildcards.method} --fold {wildcards.fold} --seed {wildcards.seed} "
-        "2>&1 | tee {log:q}"
+        TRAIN
+
+
+rule baseline:
+    input:
+        f"{OUT}/splits/{{task}}.json",
+    output:
+        f"{MEMBER}/predictions.csv",
+        f"{MEMBER}/fitted.json",
+        f"{MEMBER}/seal.json",
+    log:
+        f"{OUT}/logs/train/{{task}}-{{method}}-{{fold}}-{{seed}}.log",
+    wildcard_constraints:
+        method="|".join(BASELINES),
+    params:
+        settings=lambda wildcards: digest(question(wildcards)),
+    shell:
+        TRAIN
 
 
 rule evaluate:

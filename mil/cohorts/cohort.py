@@ -7,12 +7,19 @@ import numpy as np
 import pandas as pd
 from lifelines import KaplanMeierFitter
 
+from mil.cohorts.config import LabelsConfig
 from mil.cohorts.label_layout import whole_numbers
-from mil.cohorts.label_table import LabelTable, looks_censored, read_label_table
-from mil.cohorts.slide_ids import near_misses
-from mil.config import LabelsConfig
+from mil.cohorts.label_table import LabelTable, read_label_table
+from mil.cohorts.refusals import (
+    no_slide,
+    refuse_absent,
+    refuse_disagreement,
+    refuse_other_patients,
+    torn_patients,
+)
+from mil.config_messages import meant
 from mil.tasks.columns import class_names, named, survival_columns
-from mil.tasks.config import ClassificationConfig, TaskConfig
+from mil.tasks.config import ClassificationConfig, SurvivalTarget, TaskConfig
 from preprocessing.errors import CohortError, ConfigError
 from preprocessing.manifest import SlideRow
 
@@ -52,29 +59,37 @@ class Cohort:
     def describe(self, target: TaskConfig) -> list[str]:
         """What the cohort holds, a line each: slides, patients, classes or follow-up."""
         patients = self.slides["patient_id"].nunique()
-        lines = [f"{len(self.slides)} slides of {patients} patients"]
+        lines = [_counted(len(self.slides), patients)]
         if isinstance(target, ClassificationConfig):
             return lines + self._classes(target.label)
-        return lines + self._follow_up(target.time, target.event)
+        return lines + self._follow_up(target)
 
     def _classes(self, label: str) -> list[str]:
         grouped = self.slides.groupby(class_names(self.slides, label))["patient_id"]
         counts = grouped.agg(["size", "nunique"])
         return [
-            f"{label} {name}: {int(row['size'])} slides of {int(row['nunique'])} patients"
+            f"{label} = {name}: {_counted(int(row['size']), int(row['nunique']))}"
             for name, row in counts.iterrows()
         ]
 
-    def _follow_up(self, time: str, event: str) -> list[str]:
+    def _follow_up(self, target: SurvivalTarget) -> list[str]:
         """Reverse Kaplan-Meier: the censored are the events (Schemper & Smith 1996)."""
-        times, events = survival_columns(self.bags("patient"), time=time, event=event)
-        unit = f"in the unit of {self.sources.get(time, time)}"
+        time = target.time
+        times, events = survival_columns(self.bags("patient"), time=time, event=target.event)
+        unit = target.unit or f"in the unit of {self.sources.get(time, time)}"
         median = float(KaplanMeierFitter().fit(times, ~events).median_survival_time_)
-        known = f"{median:.4g}" if np.isfinite(median) else "not reached, too few are censored"
+        known = f"{median:.4g} ({unit})"
+        if not np.isfinite(median):
+            known = f"not reached; the longest is {times.max():.4g} ({unit})"
         return [
             f"{len(times)} patients: {events.sum()} events, {(~events).sum()} censored",
-            f"median follow-up (reverse Kaplan-Meier): {known} ({unit})",
+            f"median follow-up (reverse Kaplan-Meier): {known}",
         ]
+
+
+def _counted(slides: int, patients: int) -> str:
+    """'1 slide of 1 patient', '2 slides of 1 patient'."""
+    return f"{slides} slide{'s' * (slides != 1)} of {patients} patient{'s' * (patients != 1)}"
 
 
 def read_cohort(
@@ -85,26 +100,29 @@ def read_cohort(
     patient_target: bool,
     covariates: tuple[str, ...] = (),
     group: str | None = None,
+    target: TaskConfig | None = None,
+    key: str = "",
 ) -> Cohort:
     """Joins the manifest's slides to a label table keyed by slide_id or, lacking that, patient_id.
 
     `columns`: the targets; slides without them are left out and reported. `covariates` and `group`
     (a site) belong to the patient and may stand in the manifest instead; a covariate may be empty.
-    `patient_target`: so does the target, slides of one patient that disagree are refused.
+    `patient_target`: so does the target, slides of one patient that disagree are refused. `target`
+    has follow-up checked, too; `key`, where it stands (mil.tasks.x.target), is for messages.
     """
     others = _other_columns(columns, covariates, group)
     table = read_label_table(labels)
-    _refuse_absent(table, columns)
+    refuse_absent(table, columns, _keys(target, key))
     known = [c for c in (*columns, *others) if c in table.frame]
     manifest = _manifest(rows, [c for c in others if c not in known], table)
-    _refuse_other_patients(manifest, table)
+    refuse_other_patients(manifest, table)
     joined = manifest.merge(_one_row_per_id(table, known), on=table.key, how="left")
     joined = joined.set_index("slide_id")
     labelled = manifest[table.key].isin(table.frame[table.key]).to_numpy()
     complete = joined[list(columns)].notna().all(axis=1).to_numpy()
     empty = labelled & ~complete
     if not complete.any():
-        raise CohortError(_no_slide(table, manifest, columns, matching=int(labelled.sum())))
+        raise CohortError(no_slide(table, manifest, columns, matching=int(labelled.sum())))
     report = {
         **table.notes,
         "slides without a label": joined.index[~labelled].tolist(),
@@ -116,21 +134,24 @@ def read_cohort(
         refuse_disagreement(slides, columns)
     slides = _of_patients(slides, others, group)
     report = {reason: ids for reason, ids in report.items() if ids}
-    return Cohort(slides, columns, report, others, table.renamed(known))
+    cohort = Cohort(slides, columns, report, others, table.renamed(known))
+    if isinstance(target, SurvivalTarget):
+        where = _where(table.name, cohort.sources, key)
+        survival_columns(cohort.bags("patient"), time=target.time, event=target.event, where=where)
+    return cohort
 
 
-def refuse_disagreement(slides: pd.DataFrame, columns: tuple[str, ...]) -> None:
-    torn = _torn_patients(slides, columns)
-    if torn:
-        raise CohortError(
-            f"slides of one patient disagree on {list(columns)}: {named(torn)}; give such patients "
-            "one value, or ask the question of slides (bag: slide with aggregate: max)"
-        )
+def _keys(target: TaskConfig | None, key: str) -> dict[str, str]:
+    """Column -> the key of the configuration that names it."""
+    named_by = {getattr(target, name, None): name for name in ("label", "time", "event")}
+    return {column: f"{key}.{name}" for column, name in named_by.items() if column and key}
 
 
-def _torn_patients(slides: pd.DataFrame, columns: tuple[str, ...]) -> list[str]:
-    values = slides.groupby("patient_id")[list(columns)].nunique()
-    return values.index[(values > 1).any(axis=1)].tolist()
+def _where(table: str, sources: dict[str, str], key: str) -> str:
+    """The file, the key that asks for its columns, and what these are called there."""
+    own = [f"{name} is its column {source}" for name, source in sources.items()]
+    told = "; ".join([*([key] if key else []), *own])
+    return f"{table} ({told}): " if told else f"{table}: "
 
 
 def _other_columns(
@@ -151,41 +172,15 @@ def _other_columns(
     return others
 
 
-def _refuse_absent(table: LabelTable, columns: tuple[str, ...]) -> None:
-    have = [str(c) for c in table.frame.columns]
-    for name in columns:
-        read_as = [canonical for canonical, source in table.sources.items() if source == name]
-        if name not in have and "censorship" in read_as:
-            read_as = ["event (1 = observed)"]
-        if name not in have and read_as:
-            raise CohortError(
-                f"{table.name}: its column {name!r} is read as {read_as[0]}; name that in the task"
-            )
-    censored = [c for c in have if looks_censored(c)]
-    if "event" in columns and "event" not in have and censored:
-        raise CohortError(
-            f"{table.name}: no column event, but {', '.join(censored)}; if 1 = censored there, set "
-            f"labels.columns.censorship: {censored[0]}, and event will be 1 - {censored[0]}"
-        )
-    asked = [c for c in columns if looks_censored(c)]
-    if asked:
-        raise CohortError(
-            f"{table.name}: the task asks for {asked[0]!r}, whose name says 1 = censored; set "
-            f"labels.columns.censorship: {asked[0]} and ask for event (1 = observed)"
-        )
-    lacking = [c for c in columns if c not in have]
-    if lacking:
-        raise CohortError(f"{table.name}: no column {lacking}; it has {have}")
-
-
 def _manifest(rows: list[SlideRow], extra: list[str], table: LabelTable) -> pd.DataFrame:
     """slide_id, patient_id and the columns that the label table lacks; empty text is NaN."""
     for name in extra:
         if not any(name in row.extra for row in rows):
+            offered = sorted({c for row in rows for c in row.extra})
             raise CohortError(
                 f"{name!r} (a covariate or split.group): no such column in {table.name}, which has "
-                f"{list(table.frame.columns)}, nor in the manifest, which has "
-                f"{sorted({c for row in rows for c in row.extra})}"
+                f"{list(table.frame.columns)}, nor in the manifest, which has {offered}"
+                f"{meant(name, (*offered, *map(str, table.frame.columns)))}"
             )
     manifest = pd.DataFrame(
         {
@@ -214,46 +209,12 @@ def _one_row_per_id(table: LabelTable, columns: list[str]) -> pd.DataFrame:
     return grouped.first().reset_index()
 
 
-def _refuse_other_patients(manifest: pd.DataFrame, table: LabelTable) -> None:
-    if not {"slide_id", "patient_id"} <= set(table.frame.columns):
-        return
-    known = table.frame[["slide_id", "patient_id"]].dropna()
-    both = manifest[["slide_id", "patient_id"]].merge(known, on="slide_id", suffixes=("", "_label"))
-    torn = both[both["patient_id"] != both["patient_id_label"]]
-    if len(torn):
-        pairs = (f"{r.slide_id} ({r.patient_id_label}, {r.patient_id})" for r in torn.itertuples())
-        raise CohortError(
-            f"{table.name} and the manifest name different patients for slide(s) {named(pairs)}; "
-            "correct one of them"
-        )
-
-
-def _no_slide(
-    table: LabelTable, manifest: pd.DataFrame, columns: tuple[str, ...], *, matching: int
-) -> str:
-    key = table.key
-    if matching:
-        return (
-            f"{table.name}: {matching} slides of the manifest have a row, but in each of them "
-            f"{' or '.join(columns)} is empty"
-        )
-    labels, slides = table.frame[key].unique().tolist(), manifest[key].unique().tolist()
-    hint = near_misses(labels, slides)
-    if key == "slide_id" and "patient_id" in table.frame:
-        shared = set(table.frame["patient_id"].dropna()) & set(manifest["patient_id"])
-        hint += f"; patients do match ({len(shared)})" if shared else ""
-    return (
-        f"{table.name}: none of its {len(table.frame)} rows matches a slide of the manifest by "
-        f"{key}: labels have {named(labels)}; slides have {named(slides)}{hint}"
-    )
-
-
 def _of_patients(slides: pd.DataFrame, others: tuple[str, ...], group: str | None) -> pd.DataFrame:
     """Covariates and group known of one slide hold for the patient's other slides."""
     if not others:
         return slides
     for name in others:
-        torn = _torn_patients(slides, (name,))
+        torn = torn_patients(slides, (name,))
         if torn:
             raise CohortError(
                 f"slides of one patient differ in {name!r}: {named(torn)}; a covariate or a group "

@@ -13,6 +13,7 @@ from preprocessing.errors import CohortError, ConfigError
 
 IDS = ("slide_id", "patient_id")
 FOLLOW_UP = ("time", "event", "censorship")
+_ID_WORDS = {"slide_id": ("slide", "wsi", "image"), "patient_id": ("patient", "case", "subject")}
 Notes = dict[str, list[str]]
 
 
@@ -94,11 +95,20 @@ def _no_ids(raw: pd.DataFrame, preset: Preset, where: Path) -> str:
     ]
     wanted = {c for key in IDS for c in preset.columns.get(key, ())} or set(IDS)
     hint = f"; layouts (labels.preset) with such columns: {', '.join(fitting)}" if fitting else ""
+    like = {key: column for key, words in _ID_WORDS.items() if (column := _like(raw, words))}
+    example = ", ".join(f"{key}: {column}" for key, column in like.items())
+    asked = f", say columns: {{{example}}}" if like else ""
+    if not like:
+        hint += ". If the first line is data already, mhim_slides or mhim_patients reads it"
     return (
         f"{where}: expected a column {' or '.join(sorted(wanted, reverse=True))}, found "
-        f"{list(raw.columns)}; name the id columns in labels.columns{hint}. If the first line is "
-        "data already, the preset mhim_slides or mhim_patients reads it"
+        f"{', '.join(map(str, raw.columns))}; name the id columns in labels.columns{asked}{hint}"
     )
+
+
+def _like(raw: pd.DataFrame, words: tuple[str, ...]) -> str | None:
+    """The first column whose name holds one of the words."""
+    return next((str(c) for c in raw.columns if any(w in str(c).lower() for w in words)), None)
 
 
 def _refuse_empty_ids(frame: pd.DataFrame, where: Path) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from mil.cohorts.config import LabelsConfig
 from mil.cohorts.label_layout import FOLLOW_UP, IDS, Layout, Notes, read_layout
 from mil.cohorts.presets import CANONICAL, PLAIN, PRESETS, VITAL, Preset
 from mil.cohorts.slide_ids import near_misses, tissue_source_site
 from mil.cohorts.table_files import read_table
-from mil.config import LabelsConfig
+from mil.config_messages import meant
 from mil.tasks.columns import named
 from preprocessing.errors import CohortError, ConfigError
 
@@ -48,7 +49,9 @@ def read_label_table(labels: LabelsConfig) -> LabelTable:
     With a preset, `site` is filled in with the tissue source site of TCGA barcodes where the tables
     have none. Raises ConfigError for a mapping that cannot be meant, CohortError for a table.
     """
-    layout = Layout(PRESETS[labels.preset] if labels.preset else PLAIN, labels.columns)
+    preset = PRESETS[labels.preset] if labels.preset else PLAIN
+    bare_ids = preset.bare_ids or labels.bare_ids
+    layout = Layout(replace(preset, bare_ids=bare_ids), labels.columns)
     _check_mapping(layout.columns, layout.preset)
     paths = (labels.table, *labels.join)
     files = [read_table(path, header=layout.preset.header) for path in paths]
@@ -102,7 +105,7 @@ def _refuse_absent(
         if source not in found:
             raise ConfigError(
                 f"labels.columns.{name}: no column {source!r} in {', '.join(map(str, paths))}; "
-                f"there are {', '.join(found)}"
+                f"there are {', '.join(found)}{meant(source, found)}"
             )
 
 

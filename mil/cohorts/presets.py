@@ -5,7 +5,8 @@ stands in labels.columns, which goes before it. Survival tables come out as `tim
 (1 = observed), whatever they say themselves.
 """
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 CANONICAL = ("slide_id", "patient_id", "label", "time", "event", "site", "censorship")
@@ -41,8 +42,9 @@ PRESETS: dict[str, Preset] = {
         source="CLAM: dataset_csv/*.csv",
         columns={**_CASE_AND_SLIDE, "label": ("label",)},
         notes=(
-            "the dummy table has 26 of 450 cases whose slides have different labels: such a table "
-            "can be asked about slides, not about patients",
+            "the dummy table has 26 of 450 cases whose slides have different labels: ask it with "
+            "aggregate: max and positive: tumor_tissue (a case is positive if one slide is), or "
+            "with aggregate: none",
         ),
     ),
     "mcat": Preset(
@@ -148,6 +150,8 @@ PRESETS: dict[str, Preset] = {
         notes=(
             "case_id is the patient cut to 10 characters, so that 10 cases hold the slides of 83 "
             "patients: the patient is read from the slide id",
+            "32 patients have slides of label 0 and of label 1: ask with aggregate: max and "
+            "positive: 1, or with aggregate: none",
         ),
         patient_in_slide=r"^patient_\d{3}(?=_)",
     ),
@@ -159,6 +163,7 @@ PRESETS: dict[str, Preset] = {
             "split_info is the official split",
             "case_id only numbers the 547 slides, which are of 189 patients: it is no patient_id; "
             "take the patients of the manifest from BRACS' own table",
+            "a patient's slides may have different labels: ask with aggregate: none",
         ),
         values={
             "label": {
@@ -225,3 +230,15 @@ PRESETS: dict[str, Preset] = {
         positive_times=True,
     ),
 }
+
+
+def preset_lines(width: int) -> Iterator[str]:
+    """All presets for a terminal: the name, what it reads, and the notes, none wider than that."""
+    for name, preset in PRESETS.items():
+        starts = [(f"{name:18} ", preset.source), *((" " * 19 + "- ", n) for n in preset.notes)]
+        for start, text in starts:
+            hanging = " " * (19 + 2 * start.endswith("- "))
+            wrap = textwrap.TextWrapper(
+                width, initial_indent=start, subsequent_indent=hanging, break_on_hyphens=False
+            )
+            yield wrap.fill(text)

@@ -35,16 +35,16 @@ def _tcga_patient(text: str) -> str:
 
 
 _FORMS: tuple[tuple[str, Callable[[str], str], str], ...] = (
-    (
-        "folder or file ending",
-        bare_id,
-        "name the table's layout in labels.preset (nnmil for slide_id, patient_id, time, event), "
-        "which reads slide ids without both, and have none in the manifest",
-    ),
+    ("folder or file ending", bare_id, ""),  # the remedy depends on the side that carries it
     (
         "upper or lower case",
         lambda text: bare_id(text).casefold(),
         "write them alike in the manifest and in the table",
+    ),
+    (
+        "leading zeros",
+        lambda text: bare_id(text).lstrip("0"),
+        "spreadsheets drop them: write the ids alike, in a column of text",
     ),
     (
         "the UUID behind the barcode of TCGA",
@@ -59,6 +59,10 @@ _FORMS: tuple[tuple[str, Callable[[str], str], str], ...] = (
 )
 
 
+_IN_TABLE = "set labels.bare_ids: true, which strips them from the table's slide ids"
+_IN_MANIFEST = "write slide_id in the manifest without them, its column path names the file"
+
+
 def near_misses(labels: Iterable[str], slides: Iterable[str]) -> str:
     """How ids of a label table nearly are those of the manifest, and what to do; or no text."""
     labels, slides = list(labels), list(slides)
@@ -67,6 +71,8 @@ def near_misses(labels: Iterable[str], slides: Iterable[str]) -> str:
         pairs = [(known[form(slide)], slide) for slide in slides if form(slide) in known]
         if pairs:
             label, slide = pairs[0]
+            sides = ((label, _IN_TABLE), (slide, _IN_MANIFEST))
+            advice = advice or "; ".join(told for text, told in sides if text != bare_id(text))
             return (
                 f"; {len(pairs)} would match but for {what} ({label!r} in the table, {slide!r} in "
                 f"the manifest): {advice}"

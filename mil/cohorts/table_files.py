@@ -47,10 +47,16 @@ def _text_lines(path: Path, separator: str) -> dict[int, list[str]]:
             reader = csv.reader(stream, delimiter=separator, strict=True)
             for cells in reader:
                 lines[reader.line_num] = cells
-    except (UnicodeDecodeError, csv.Error) as error:
-        kind, read = "CSV" if separator == "," else "TSV", max(lines, default=0)
+    except UnicodeDecodeError as error:
         raise CohortError(
-            f"{path}: expected a {kind} in UTF-8, got after line {read}: {error}"
+            f"{path}: expected text in UTF-8, got {error.object[error.start : error.end]!r} after "
+            f"line {max(lines, default=0)}; save it as 'CSV UTF-8', or as .xlsx"
+        ) from error
+    except csv.Error as error:
+        kind = "CSV" if separator == "," else "TSV"
+        raise CohortError(
+            f"{path}: expected a {kind}, got after line {max(lines, default=0)}: {error}; save it "
+            "from a spreadsheet, or as .xlsx"
         ) from error
     return lines
 

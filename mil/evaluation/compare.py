@@ -8,9 +8,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mil.config import StudyConfig
-from mil.evaluation.evaluate import positive_scores, read_test_rows
+from mil.evaluation.held_out import read_held_out
+from mil.evaluation.metric_table import positive_scores
 from mil.evaluation.statistics import Metric, draws_of, metrics_for, whole
-from mil.metrics.classification import delong_test
+from mil.metrics.ranking import (
+    delong_test,
+)
 from mil.metrics.resampling import bootstrap_p, holm, percentile_interval
 from mil.predictions import write_csv
 from mil.tasks.config import TaskConfig
@@ -23,15 +26,17 @@ def comparison_path(study: StudyConfig, task: str) -> Path:
 
 
 def compare_answerers(study: StudyConfig, task: str) -> pd.DataFrame:
-    """Paired comparisons of all answerers on the same test patients; writes comparison.csv.
+    """Paired comparisons of all answerers on the same test patients, or slides where these stand
+    alone; writes comparison.csv.
 
-    Differences a - b with intervals from one set of patient draws; p by DeLong's paired test for
-    the AUROC where it applies, else from the draws; Holm's correction over the pairs of a metric.
+    Differences a - b with intervals and p from one set of patient draws, for the AUROC from
+    DeLong's paired test where it applies; Holm's correction over the pairs of a metric.
     """
     target = study.mil.tasks[task].target
     answerers = study.answerers(task)
-    tests = {name: read_test_rows(study, task, name) for name in answerers}
-    tables = {name: test.level("patient") for name, test in tests.items()}
+    tests = {name: read_held_out(study, task, name) for name in answerers}
+    level = tests[answerers[0]].levels(target)[-1]
+    tables = {name: test.level(level) for name, test in tests.items()}
     draws = draws_of(tables[answerers[0]], study.mil.bootstrap)
     values: dict[str, dict[str, NDArray[np.float64]]] = {}
     for name in answerers:
@@ -68,8 +73,13 @@ def _pair(
     low, high = percentile_interval(differences[1:])
     p, test = bootstrap_p(differences[1:]), "paired bootstrap"
     ours, theirs = (positive_scores(tables[name], target) for name in names)
+    if tables[a]["patient_id"].duplicated().any():  # slides of a patient are not independent
+        ours = None
     if metric == "auroc" and ours is not None and theirs is not None:
-        p, test = delong_test(ours[0], ours[1], theirs[1]).p, "DeLong"
+        strata = tables[a]["fold"].to_numpy()
+        found = delong_test(ours[0], ours[1], theirs[1], strata=strata)
+        if np.isfinite(found.p):  # folds with a single patient of a class have no variance
+            low, high, p, test = found.low, found.high, found.p, "DeLong"
     return {
         "answerer_a": a,
         "answerer_b": b,

@@ -7,6 +7,7 @@ with the test of proportional hazards (Schoenfeld residuals against ranked time;
 """
 
 import warnings
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,9 @@ from mil.tasks.columns import survival_columns
 from mil.tasks.config import SurvivalTarget
 
 MOST_STANDARD_ERROR = 10.0  # of a log hazard ratio: such an interval spans e^39, it says nothing
+EVENTS_PER_TERM = 10  # fewer make unstable estimates (Peduzzi et al. 1995)
+STEPS = (0.95, 0.5, 0.1)  # of Newton's, the first as lifelines has it
+TIME, EVENT, FOLD = "follow-up time", "event observed", "fold of the test"  # no covariate's names
 COLUMNS = ["exposure", "model", "term", "hr", "low", "high", "p", "ph_p", "n", "events", "note"]
 
 
@@ -31,7 +35,7 @@ def hazard_ratios(
     """
     time, event = survival_columns(patients, time=target.time, event=target.event)
     base = pd.DataFrame(
-        {"time": time, "event": event, "fold": patients["fold"].to_numpy()}, index=patients.index
+        {TIME: time, EVENT: event, FOLD: patients["fold"].to_numpy()}, index=patients.index
     )
     known = _design(patients[list(covariates)])
     complete = known.notna().all(axis=1)
@@ -70,13 +74,17 @@ def _design(covariates: pd.DataFrame) -> pd.DataFrame:
 
 
 def _regress(table: pd.DataFrame, note: str) -> list[dict[str, object]]:
-    terms = [str(c) for c in table.columns if c not in {"time", "event", "fold"}]
-    counts = {"n": len(table), "events": int(table["event"].sum())}
+    terms = [str(c) for c in table.columns if c not in {TIME, EVENT, FOLD}]
+    events = int(table[EVENT].sum())
+    counts = {"n": len(table), "events": events}
     fitted = _fit(table)
     if fitted is None:
-        failed = f"no estimate: too few events for {len(terms)} term(s), or in one group only"
-        failed += f"; {note}" if note else ""
+        failed = "no estimate: the regression did not converge; events in one group only, or too "
+        failed += f"few ({events} for {len(terms)} terms)" + (f"; {note}" if note else "")
         return [{"term": term, **counts, "note": failed} for term in terms]
+    if events < EVENTS_PER_TERM * len(terms):
+        few = f"{events} events for {len(terms)} terms: estimates are unstable"
+        note = f"{few}; {note}" if note else few
     summary, proportional = fitted
     return [
         {
@@ -95,14 +103,24 @@ def _regress(table: pd.DataFrame, note: str) -> list[dict[str, object]]:
 
 def _fit(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series] | None:
     """Summary and p of proportional hazards, by term; None where the likelihood has no maximum."""
-    try:
-        with warnings.catch_warnings():
-            # On its way to no maximum lifelines overflows; standard errors tell, below.
-            warnings.simplefilter("ignore")
-            fitter = CoxPHFitter().fit(table, "time", "event", strata=["fold"])
-            if (fitter.standard_errors_ > MOST_STANDARD_ERROR).any():
-                return None
-            tested = proportional_hazard_test(fitter, table, time_transform="rank")
-    except (ConvergenceError, ValueError, np.linalg.LinAlgError):
-        return None
-    return fitter.summary, tested.summary["p"]
+    for step in STEPS:
+        try:
+            with warnings.catch_warnings():
+                # On its way to no maximum lifelines overflows; standard errors tell, below.
+                warnings.simplefilter("ignore")
+                fitter = CoxPHFitter()
+                fitter.fit(table, TIME, EVENT, strata=[FOLD], fit_options={"step_size": step})
+                if (fitter.standard_errors_ > MOST_STANDARD_ERROR).any():
+                    return None
+                # lifelines takes a function, too, whatever its annotation says
+                ranked = cast("Any", _ranked)
+                tested = proportional_hazard_test(fitter, table, time_transform=ranked)
+        except (ConvergenceError, ValueError, np.linalg.LinAlgError):
+            continue  # Newton's step was too long: a shorter one may still find the maximum
+        return fitter.summary, tested.summary["p"]
+    return None
+
+
+def _ranked(time: pd.Series, event: pd.Series, _: pd.Series) -> pd.Series:
+    """Ranks of the event times over all folds (lifelines' own "rank" counts rows within strata)."""
+    return time.where(event.astype(bool)).rank()

@@ -21,6 +21,7 @@ from mil.decisions import (
     probabilities_of,
 )
 from mil.metrics import classification as classes_metrics
+from mil.metrics import ranking
 from mil.metrics import survival as survival_metrics
 from mil.metrics.resampling import patient_draws, percentile_interval
 from mil.outcomes import Outcomes
@@ -67,7 +68,10 @@ def outcomes_of(table: pd.DataFrame, target: SurvivalTarget) -> Outcomes:
 
 
 def _classification_metrics(table: pd.DataFrame, target: ClassificationConfig) -> dict[str, Metric]:
-    """Of the positive class where there is one, else the mean over classes against the rest."""
+    """Of the positive class where there is one, else the mean over classes against the rest.
+
+    The AUROC compares cases within folds only, as risks are; all else is of all folds together.
+    """
     classes = classes_of(table)
     truth = class_indices(table, target.label)
     probabilities = probabilities_of(table)
@@ -76,10 +80,18 @@ def _classification_metrics(table: pd.DataFrame, target: ClassificationConfig) -
     positive = positive_class(target, classes)
     asked = [classes.index(positive)] if positive else list(range(len(classes)))
 
-    def ranked(score: Callable[..., float]) -> Metric:
-        return lambda rows: float(
-            np.mean([score(truth[rows] == c, probabilities[rows, c]) for c in asked])
-        )
+    folds = table["fold"].to_numpy()
+
+    def auroc(rows: Rows) -> float:
+        each = [
+            ranking.stratified_auroc(truth[rows] == c, probabilities[rows, c], folds[rows])
+            for c in asked
+        ]
+        return float(np.mean(each))
+
+    def pooled_precision(rows: Rows) -> float:
+        each = [ranking.auprc(truth[rows] == c, probabilities[rows, c]) for c in asked]
+        return float(np.mean(each))
 
     def confused(score: Callable[..., float]) -> Metric:
         return lambda rows: score(
@@ -87,8 +99,8 @@ def _classification_metrics(table: pd.DataFrame, target: ClassificationConfig) -
         )
 
     found: dict[str, Metric] = {
-        "auroc": ranked(classes_metrics.auroc),
-        "auprc": ranked(classes_metrics.auprc),
+        "auroc": auroc,
+        "auprc": pooled_precision,
         "accuracy": confused(classes_metrics.accuracy),
         "balanced_accuracy": confused(classes_metrics.balanced_accuracy),
         "macro_f1": confused(classes_metrics.macro_f1),
@@ -130,47 +142,56 @@ def _conformal_metrics(table: pd.DataFrame, target: ClassificationConfig) -> dic
 def _survival_metrics(
     table: pd.DataFrame, target: SurvivalTarget, fits: Mapping[int, FoldFit]
 ) -> dict[str, Metric]:
-    """Pairs are compared within folds only: risks of two folds' models are not on one scale.
-
-    Harrell's C counts the pairs of all folds together; the others are means over the folds,
-    weighted by their patients, with censoring weights of the fold's training patients.
+    """Pairs are compared within folds only, risks of two folds' models are not on one scale, and
+    counted over all folds; Brier scores are of all patients. Censoring weights are of the training
+    patients of each fold.
     """
     outcomes = outcomes_of(table, target)
     risk, folds = table["risk_sd"].to_numpy(dtype=float), table["fold"].to_numpy()
-    grid = [c for c in map(str, table.columns) if c.startswith("survival_")]
-    survival = table[grid].to_numpy(dtype=float)
+    longest = max(len(fit.times) for fit in fits.values())
+    survival = table[[f"survival_{j:02d}" for j in range(longest)]].to_numpy(dtype=float)
     slices = {fold: _FoldSlice(fits[fold]) for fold in np.unique(folds)}
 
-    def by_fold(score: Callable[["_FoldSlice", Outcomes, Rows], float]) -> Metric:
+    def over_folds(terms: Callable[["_FoldSlice", Outcomes, Rows], tuple[float, float]]) -> Metric:
+        """Sum of the first terms over the sum of the second ones."""
+
         def metric(rows: Rows) -> float:
-            values, counts = [], []
+            each = []
             for fold in np.unique(folds[rows]):
                 mine = rows[folds[rows] == fold]
-                values.append(score(slices[fold], outcomes[mine], mine))
-                counts.append(len(mine))
-            return _weighted_mean(np.array(values), np.array(counts))
+                each.append(terms(slices[fold], outcomes[mine], mine))
+            part, of = np.sum(each, axis=0)
+            return float(part / of) if of > 0 else float("nan")
 
         return metric
 
-    def at(kind: str, place: int) -> Metric:
-        return by_fold(lambda fold, o, rows: fold.at(kind, place, o, survival[rows]))
+    def auc(place: int) -> Metric:
+        return over_folds(lambda fold, o, rows: fold.auc_pairs(place, o, survival[rows]))
+
+    def brier(place: int) -> Metric:
+        return over_folds(lambda fold, o, rows: fold.brier(place, o, survival[rows]))
+
+    ibs = over_folds(lambda fold, o, rows: fold.ibs(o, survival[rows]))
+    without = over_folds(lambda fold, o, _: fold.ibs(o, fold.reference_of(o)))
+
+    def skill(rows: Rows) -> float:
+        reference = without(rows)
+        return 1 - ibs(rows) / reference if reference > 0 else float("nan")
 
     found: dict[str, Metric] = {
         "c_index": lambda rows: survival_metrics.stratified_c(
             outcomes[rows], risk[rows], folds[rows]
         ),
-        "uno_c": by_fold(lambda fold, o, rows: fold.uno_c(o, risk[rows])),
+        "uno_c": over_folds(lambda fold, o, rows: fold.uno_pairs(o, risk[rows])),
     }
-    for place in range(max((len(fit.horizons) for fit in fits.values()), default=0)):
-        found[f"td_auc_{place + 1}"] = at("auc", place)
-        found[f"brier_{place + 1}"] = at("brier", place)
-    found["ibs"] = by_fold(lambda fold, o, rows: fold.ibs(o, survival[rows]))
-    found["ibs_skill"] = by_fold(lambda fold, o, rows: fold.skill(o, survival[rows]))
-    return found
+    for place in range(len(next(iter(slices.values())).fit.horizons)):
+        found[f"td_auc_{place + 1}"] = auc(place)
+        found[f"brier_{place + 1}"] = brier(place)
+    return found | {"ibs": ibs, "ibs_skill": skill}
 
 
 class _FoldSlice:
-    """Survival metrics of one fold's test patients."""
+    """Survival metrics of one fold's test patients, as terms to be summed over folds."""
 
     def __init__(self, fit: FoldFit) -> None:
         self.fit = fit
@@ -179,42 +200,40 @@ class _FoldSlice:
         curve = KaplanMeierFitter().fit(fit.training.time, fit.training.event)
         self.reference = curve.survival_function_at_times(self.times).to_numpy()
 
-    def uno_c(self, test: Outcomes, risk: NDArray[np.float64]) -> float:
+    def reference_of(self, test: Outcomes) -> NDArray[np.float64]:
+        """The training patients' Kaplan-Meier curve, given to everyone."""
+        return np.tile(self.reference, (len(test), 1))
+
+    def uno_pairs(self, test: Outcomes, risk: NDArray[np.float64]) -> tuple[float, float]:
         """Up to the last time of the grid."""
-        return survival_metrics.uno_c(self.fit.training, test, risk, float(self.times[-1]))
+        return survival_metrics.uno_pairs(self.fit.training, test, risk, float(self.times[-1]))
 
-    def at(self, kind: str, place: int, test: Outcomes, survival: NDArray[np.float64]) -> float:
-        """Cumulative/dynamic AUC, or Brier score, at one horizon."""
-        if place >= len(self.places):
-            return float("nan")
+    def auc_pairs(
+        self, place: int, test: Outcomes, survival: NDArray[np.float64]
+    ) -> tuple[float, float]:
+        """At one horizon."""
         column = [self.places[place]]
-        training, chosen = self.fit.training, survival[:, column]
-        if kind == "auc":
-            scores = survival_metrics.cumulative_dynamic_auc(
-                training, test, 1 - chosen, self.times[column]
-            )
-        else:
-            scores = survival_metrics.brier_at(training, test, chosen, self.times[column])
-        return float(scores[0])
+        concordant, pairs = survival_metrics.dynamic_auc_pairs(
+            self.fit.training, test, 1 - survival[:, column], self.times[column]
+        )
+        return float(concordant[0]), float(pairs[0])
 
-    def ibs(self, test: Outcomes, survival: NDArray[np.float64]) -> float:
-        """The Brier score over the grid, where it is defined."""
+    def brier(
+        self, place: int, test: Outcomes, survival: NDArray[np.float64]
+    ) -> tuple[float, float]:
+        """At one horizon: the sum over the patients, and their number."""
+        column = [self.places[place]]
+        scores = survival_metrics.brier_at(
+            self.fit.training, test, survival[:, column], self.times[column]
+        )
+        return float(scores[0]) * len(test), float(len(test))
+
+    def ibs(self, test: Outcomes, survival: NDArray[np.float64]) -> tuple[float, float]:
+        """The Brier score over the grid, summed over the patients, and their number."""
         grid = survival[:, : len(self.times)]  # another fold may have more times
         scores = survival_metrics.brier_at(self.fit.training, test, grid, self.times)
-        defined = np.isfinite(scores)
-        if defined.sum() < 2:
-            return float("nan")
-        return survival_metrics.integrated_brier(scores[defined], self.times[defined])
-
-    def skill(self, test: Outcomes, survival: NDArray[np.float64]) -> float:
-        """1 - IBS / IBS of the training patients' Kaplan-Meier curve given to everyone."""
-        without = self.ibs(test, np.tile(self.reference, (len(test), 1)))
-        return 1 - self.ibs(test, survival) / without if without > 0 else float("nan")
-
-
-def _weighted_mean(values: NDArray[np.float64], counts: NDArray[np.intp]) -> float:
-    defined = np.isfinite(values)
-    return float(np.average(values[defined], weights=counts[defined])) if defined.any() else np.nan
+        mean = survival_metrics.integrated_brier(scores, self.times)
+        return mean * len(test), float(len(test))
 
 
 def _mean_over(metric: Metric, repeats: NDArray[np.intp]) -> Metric:
@@ -236,11 +255,19 @@ def draws_of(table: pd.DataFrame, resamples: int) -> list[Rows]:
     return list(patient_draws(patients, strata, resamples=resamples, seed=0))
 
 
-def bootstrap_intervals(
-    metrics: Mapping[str, Metric], draws: list[Rows]
-) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals; draws in which a metric is undefined do not count."""
-    return {
-        name: percentile_interval(np.array([metric(rows) for rows in draws]))
-        for name, metric in metrics.items()
-    }
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % percentile interval, and in which share of the draws the metric was undefined."""
+
+    low: float
+    high: float
+    undefined: float
+
+
+def bootstrap_intervals(metrics: Mapping[str, Metric], draws: list[Rows]) -> dict[str, Interval]:
+    """Draws in which a metric is undefined do not count."""
+    found = {}
+    for name, metric in metrics.items():
+        values = np.array([metric(rows) for rows in draws])
+        found[name] = Interval(*percentile_interval(values), float(np.isnan(values).mean()))
+    return found

@@ -33,12 +33,11 @@ from mil.figures.common import (
     pooling_note,
     tidy,
 )
-from mil.metrics.classification import (
+from mil.metrics.classification import confusion, sensitivity_specificity
+from mil.metrics.ranking import (
     auprc,
-    auroc,
-    confusion,
     delong_interval,
-    sensitivity_specificity,
+    stratified_auroc,
 )
 from mil.tasks.columns import class_names
 from mil.tasks.config import ClassificationConfig
@@ -49,6 +48,7 @@ MOST_CLASSES = len(COLOURS)
 Truth = NDArray[np.bool_]
 Score = NDArray[np.float64]
 Trace = tuple[Score, Score]
+Area = Callable[[Truth, Score, NDArray], str]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _Kind:
     """A family of curves: its line, the number that sums it up, and one operating point on it."""
 
     trace: Callable[[Truth, Score], Trace]
-    area: Callable[[Truth, Score], str]
+    area: Area
     point: Callable[[Truth, Truth], tuple[float, float]]
     xlabel: str
     ylabel: str
@@ -67,8 +67,9 @@ def _roc_trace(truth: Truth, score: Score) -> Trace:
     return false_rate, true_rate
 
 
-def _roc_area(truth: Truth, score: Score) -> str:
-    return interval_text(auroc(truth, score), *delong_interval(truth, score))
+def _roc_area(truth: Truth, score: Score, folds: NDArray) -> str:
+    area = stratified_auroc(truth, score, folds)
+    return interval_text(area, *delong_interval(truth, score, strata=folds))
 
 
 def _roc_point(truth: Truth, called: Truth) -> tuple[float, float]:
@@ -81,7 +82,7 @@ def _recall_trace(truth: Truth, score: Score) -> Trace:
     return recall, precision
 
 
-def _recall_area(truth: Truth, score: Score) -> str:
+def _recall_area(truth: Truth, score: Score, _: NDArray) -> str:
     return f"{auprc(truth, score):.2f}, prevalence {truth.mean():.2f}"
 
 
@@ -193,15 +194,16 @@ def _curve(
             axes.plot([], [], label=f"{name}, {label}: undefined, one class only", **style)
         return
     if label is not None:
-        label = f"{name}, {len(truth)} {label}: {_area(kind, truth, score, label)}"
+        area = _area(kind, label)(truth, score, rows["fold"].to_numpy())
+        label = f"{name}, {len(truth)} {label}: {area}"
     axes.plot(*kind.trace(truth, score), label=label, drawstyle=_steps(kind), **style)
 
 
-def _area(kind: _Kind, truth: Truth, score: Score, level: str) -> str:
+def _area(kind: _Kind, level: str) -> Area:
     """The slides of a patient are no independent witnesses: their area goes without interval."""
     if kind is _ROC and level == "slides":
-        return f"{auroc(truth, score):.2f}"
-    return kind.area(truth, score)
+        return lambda *rows: f"{stratified_auroc(*rows):.2f}"
+    return kind.area
 
 
 def _steps(kind: _Kind) -> str:
@@ -249,6 +251,8 @@ def _curve_note(test: pd.DataFrame, target: ClassificationConfig) -> str:
     patients = test[test["level"] == "patient"]
     asked = curve_classes(test, target)
     note = pooling_note(patients)
+    if len(fold_tables(patients)) > 1:
+        note += " Curves pool the folds."
     if len(asked) > 1:
         cut = f" (the first {MOST_CLASSES})" if len(asked) > MOST_CLASSES else ""
         return f"{note} Patients; each class{cut} against the rest."

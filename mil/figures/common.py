@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mil.tasks.config import SurvivalTarget
+
 INK, SOFT_INK, FAINT = "#1a1a1a", "#555555", "#c8c8c8"
 BLUE, VERMILLION = "#0072b2", "#d55e00"
 # Okabe & Ito (2008): told apart with all common colour vision deficiencies; yellow is left out,
@@ -53,6 +55,11 @@ def finish(figure: Figure, path: Path, *, title: str, note: str) -> None:
     wrapped = "\n".join(textwrap.wrap(note, int(width_in * _CHARACTERS_PER_IN)))
     figure.supxlabel(wrapped, x=0.02, ha="left", fontsize=NOTE_PT, color=SOFT_INK, parse_math=False)
     figure.savefig(path)
+
+
+def time_label(target: SurvivalTarget) -> str:
+    """The time column and, where the task names it, its unit."""
+    return target.time if target.unit is None else f"{target.time}, {target.unit}"
 
 
 def first_tests(table: pd.DataFrame) -> pd.DataFrame:

@@ -76,11 +76,7 @@ def _draw_survival(
 
 def mean_horizons(fits: Mapping[int, FoldFit]) -> list[float]:
     """The horizons, each the mean over the folds: theirs differ unless the task names them."""
-    most = max(len(fit.horizons) for fit in fits.values())
-    return [
-        float(np.mean([fit.horizons[j] for fit in fits.values() if j < len(fit.horizons)]))
-        for j in range(most)
-    ]
+    return np.mean([fit.horizons for fit in fits.values()], axis=0).tolist()
 
 
 def calibration_tables(

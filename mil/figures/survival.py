@@ -19,10 +19,12 @@ from mil.figures.common import (
     VERMILLION,
     finish,
     first_tests,
+    fold_tables,
     p_text,
     paper,
     pooling_note,
     tidy,
+    time_label,
 )
 from mil.outcomes import Outcomes
 from mil.tasks.columns import survival_columns
@@ -58,7 +60,7 @@ def kaplan_meier_figure(
         axes.set(xlim=(-0.02 * outcomes.time.max(), 1.02 * outcomes.time.max()), xticks=ticks)
     for name in groups:
         _survival_curve(curves, outcomes[group == name], name)
-    tidy(curves, xlabel=target.time, ylabel="survival probability")
+    tidy(curves, xlabel=time_label(target), ylabel="survival probability")
     curves.set_ylim(0, 1.02)
     curves.legend(fontsize=SMALL_PT, frameon=False, loc="best")
     if logrank is not None and not math.isnan(logrank[1]):
@@ -69,6 +71,8 @@ def kaplan_meier_figure(
         f"{pooling_note(patients)} High: risk above the median of the training patients of the "
         "fold. Bands: pointwise 95 % intervals (Greenwood, log-log). Ticks: censored patients."
     )
+    if len(fold_tables(patients)) > 1:
+        note += " p is somewhat too small: test patients of a fold train the other folds' models."
     if len(groups) == 1:
         note += f" All test patients are in the {groups[0]} group: there is nothing to compare."
     finish(figure, path, title=title, note=note)
@@ -146,7 +150,7 @@ def survival_calibration_figure(
         _calibration_panel(axes, table)
         tidy(
             axes,
-            title=f"at {horizon:.4g} ({target.time})",
+            title=f"at {horizon:.4g} ({time_label(target)})",
             xlabel="predicted survival",
             ylabel="observed survival",
         )
@@ -219,7 +223,7 @@ def time_dependent_auc_figure(
             elinewidth=1,
             capsize=3,
         )
-    tidy(axes, xlabel=target.time, ylabel="cumulative/dynamic AUC")
+    tidy(axes, xlabel=time_label(target), ylabel="cumulative/dynamic AUC")
     axes.set_ylim(0, 1.08)
     axes.set_xlim(0, 1.08 * rows["time"].max() if len(rows) else 1)
     for time, value, high in defined[["time", "value", "high"]].to_numpy(dtype=float):

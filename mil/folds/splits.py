@@ -192,9 +192,38 @@ def refuse_shared_groups(splits: Splits, groups: pd.Series) -> None:
         refuse_overlap(found, f"fold {number}: patients of {groups.name or 'group'}(s)")
 
 
-def refuse_shared_slides(patient_of: Mapping[str, str], fingerprint_of: Mapping[str, str]) -> None:
-    """Refuses one slide file under two patients: it could stand in training and in test."""
+def refuse_unlike_classes(splits: Splits, classes: pd.Series) -> None:
+    """Refuses folds that train on different classes, or that judge by a class they do not train on.
+
+    `classes`: patient -> the set of classes of its bags.
+    """
+    first: set[str] = set()
+    for number, fold in enumerate(splits.folds):
+        held = {part: set().union(*classes[list(ids)]) for part, ids in fold.parts().items()}
+        for part in ("validation", "test"):
+            unknown = sorted(held[part] - held["train"])
+            if unknown:
+                raise CohortError(
+                    f"fold {number}: class(es) {named(unknown)} stand in its {part} part, but no "
+                    f"training patient has them, only {named(sorted(held['train']))}; correct the "
+                    "split files, or merge or drop the class"
+                )
+        first = first or held["train"]
+        if held["train"] != first:
+            raise CohortError(
+                f"fold {number} trains on the classes {named(sorted(held['train']))}, fold 0 on "
+                f"{named(sorted(first))}: one table of results needs the same classes in every "
+                "fold; correct the split files, or merge or drop the rare class"
+            )
+
+
+def copied_slides(patient_of: Mapping[str, str], fingerprint_of: Mapping[str, str]) -> list[str]:
+    """Slides whose image is that of an earlier slide of the same patient.
+
+    Raises CohortError for one image under two patients: it could stand in training and in test.
+    """
     owners: dict[str, tuple[str, str]] = {}
+    copies = []
     for slide_id, fingerprint in fingerprint_of.items():
         first_slide, first_patient = owners.setdefault(
             fingerprint, (slide_id, patient_of[slide_id])
@@ -204,6 +233,9 @@ def refuse_shared_slides(patient_of: Mapping[str, str], fingerprint_of: Mapping[
                 f"slides {first_slide!r} (patient {first_patient!r}) and {slide_id!r} (patient "
                 f"{patient_of[slide_id]!r}) are the same image: correct the manifest"
             )
+        if slide_id != first_slide:
+            copies.append(f"{slide_id} (of {first_slide})")
+    return copies
 
 
 def save_splits(splits: Splits, path: Path) -> None:

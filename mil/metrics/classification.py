@@ -9,32 +9,18 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import expit, logit
 from scipy.stats import norm
 
 from mil.metrics.arrays import (
-    Flags,
     Floats,
     Indices,
     class_indices,
     equal_count_bins,
-    finite,
     flags,
     ratio,
-    share_below,
     unit_interval,
 )
 from preprocessing.errors import CohortError
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A first answer's metric minus a second one's, its interval and two-sided p-value."""
-
-    value: float
-    low: float
-    high: float
-    p: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,78 +32,6 @@ class Reliability:
     low: Floats
     high: Floats
     count: Indices
-
-
-def auroc(truth: ArrayLike, score: ArrayLike) -> float:
-    """Area under the ROC curve, tied scores by half; NaN unless both classes occur."""
-    positive, values = _binary(truth, score)
-    if positive.all() or not positive.any():
-        return float("nan")
-    return float(share_below(values[positive], values[~positive]).mean())
-
-
-def auprc(truth: ArrayLike, score: ArrayLike) -> float:
-    """Average precision (sum of precision times gain in recall over the distinct scores).
-
-    NaN unless both classes occur.
-    """
-    positive, values = _binary(truth, score)
-    if positive.all() or not positive.any():
-        return float("nan")
-    order = np.argsort(-values)
-    last = np.append(np.flatnonzero(np.diff(values[order])), len(values) - 1)
-    found = np.cumsum(positive[order])[last]
-    gained = np.diff(found, prepend=0)
-    return float((gained * found / (last + 1)).sum() / found[-1])
-
-
-def delong(truth: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
-    """AUROC of m scores of the same patients (m,) and their covariance (m, m).
-
-    `scores` (m, n). DeLong, DeLong and Clarke-Pearson 1988, its placements found by sorting
-    (O(m n log n), as Sun and Xu 2014). The covariance is NaN with fewer than 2 of either class.
-    """
-    positive = flags("truth", truth)
-    values = finite("scores", scores, (None, len(positive)))
-    ups = np.stack([share_below(row[positive], row[~positive]) for row in values])
-    downs = np.stack([1 - share_below(row[~positive], row[positive]) for row in values])
-    m, wanted = len(values), min(ups.shape[1], downs.shape[1])
-    areas = ups.mean(axis=1) if wanted else np.full(m, np.nan)
-    if wanted < 2:
-        return areas, np.full((m, m), np.nan)
-    covariance = np.cov(ups) / ups.shape[1] + np.cov(downs) / downs.shape[1]
-    return areas, covariance.reshape(m, m)
-
-
-def delong_interval(truth: ArrayLike, score: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Interval of the AUROC by DeLong's variance on the logit scale, so that it stays in [0, 1].
-
-    Where the variance is 0 (AUROC 0 or 1, one score for all) the interval is that point, which is
-    too narrow.
-    """
-    areas, covariance = delong(truth, np.atleast_2d(np.asarray(score)))
-    area, deviation = float(areas[0]), float(np.sqrt(covariance[0, 0]))
-    if not deviation > 0:
-        return area + deviation, area + deviation
-    half = _normal_quantile(level) * deviation / (area * (1 - area))
-    return float(expit(logit(area) - half)), float(expit(logit(area) + half))
-
-
-def delong_test(truth: ArrayLike, a: ArrayLike, b: ArrayLike) -> Difference:
-    """AUROC of score `a` minus that of `b` on the same patients, 95 % interval and p-value.
-
-    Without any variance equal areas have p = 1, and unequal ones an undefined interval and p.
-    """
-    areas, covariance = delong(truth, np.stack([np.asarray(a), np.asarray(b)]))
-    value = float(areas[0] - areas[1])
-    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    if variance <= 1e-15:  # what rounding leaves of two equal variances
-        known = 0.0 if value == 0 else float("nan")
-        return Difference(value, known, known, 1.0 + known)
-    deviation = float(np.sqrt(variance))
-    half = _normal_quantile(0.95) * deviation
-    p = float(2 * norm.sf(abs(value) / deviation))
-    return Difference(value, value - half, value + half, p)
 
 
 def confusion(truth_idx: ArrayLike, answer_idx: ArrayLike, classes: int) -> Indices:
@@ -202,18 +116,19 @@ def reliability(truth: ArrayLike, probability: ArrayLike, bins: int = 10) -> Rel
     count = np.bincount(place, minlength=len(filled))
     mean = np.bincount(place, weights=predicted, minlength=len(filled)) / count
     observed = np.bincount(place, weights=positive, minlength=len(filled)) / count
-    z = _normal_quantile(0.95)
-    centre = (observed + z**2 / (2 * count)) / (1 + z**2 / count)
-    spread = observed * (1 - observed) / count + z**2 / (4 * count**2)
-    half = z * np.sqrt(spread) / (1 + z**2 / count)
-    # Rounding must not put the end of an interval inside an observed share of 0 or 1.
+    return Reliability(mean, observed, *wilson_interval(observed, count), count)
+
+
+def wilson_interval(share: ArrayLike, count: ArrayLike) -> tuple[Floats, Floats]:
+    """95 % interval of shares of `count` independent cases, no point at 0 and 1 (Wilson 1927)."""
+    observed, n = np.asarray(share, dtype=np.float64), np.asarray(count, dtype=np.float64)
+    z = float(norm.ppf(0.975))
+    centre = (observed + z**2 / (2 * n)) / (1 + z**2 / n)
+    spread = observed * (1 - observed) / n + z**2 / (4 * n**2)
+    half = z * np.sqrt(spread) / (1 + z**2 / n)
+    # Rounding must not put an end inside an observed share of 0 or 1, nor beyond these.
     low, high = np.minimum(centre - half, observed), np.maximum(centre + half, observed)
-    return Reliability(mean, observed, low, high, count)
-
-
-def _binary(truth: ArrayLike, score: ArrayLike) -> tuple[Flags, Floats]:
-    positive = flags("truth", truth)
-    return positive, finite("scores", score, (len(positive),))
+    return np.clip(low, 0, 1), np.clip(high, 0, 1)
 
 
 def _multiclass(truth_idx: ArrayLike, probabilities: ArrayLike) -> tuple[Indices, Floats]:
@@ -231,8 +146,3 @@ def _multiclass(truth_idx: ArrayLike, probabilities: ArrayLike) -> tuple[Indices
 def _mean_defined(values: Floats) -> float:
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else float("nan")
-
-
-def _normal_quantile(level: float) -> float:
-    """Half width of a two-sided normal interval, in standard deviations."""
-    return float(norm.ppf((1 + level) / 2))

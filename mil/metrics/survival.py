@@ -107,11 +107,18 @@ def uno_c(training: Outcomes, test: Outcomes, risk: ArrayLike, tau: float) -> fl
 
     Uno et al. 2011. NaN without such a pair, or if G is 0 or unknown at an event of such a pair.
     """
+    return float(ratio(*uno_pairs(training, test, risk, tau)))
+
+
+def uno_pairs(
+    training: Outcomes, test: Outcomes, risk: ArrayLike, tau: float
+) -> tuple[float, float]:
+    """Weights of the concordant and of all pairs of `uno_c`, to be summed over folds."""
     concordant, comparable = _pairs_by_event(test, risk)
     times = test.time[test.event]
     used = (times < tau) & (comparable > 0)
     weight = ratio(1, CensoringSurvival.fit(training).at(times[used])) ** 2
-    return float(ratio((weight * concordant[used]).sum(), (weight * comparable[used]).sum()))
+    return float((weight * concordant[used]).sum()), float((weight * comparable[used]).sum())
 
 
 def cumulative_dynamic_auc(
@@ -122,15 +129,27 @@ def cumulative_dynamic_auc(
     `marker` (n, T). The former are weighted by 1 / G at their event (Uno et al. 2007). NaN without
     patients on both sides.
     """
+    return ratio(*dynamic_auc_pairs(training, test, marker, times))
+
+
+def dynamic_auc_pairs(
+    training: Outcomes, test: Outcomes, marker: ArrayLike, times: ArrayLike
+) -> tuple[Floats, Floats]:
+    """Weights (T,) of the concordant and of all pairs of `cumulative_dynamic_auc`, to be summed
+    over folds.
+    """
     asked = finite("times", times, (None,))
     values = finite("markers", marker, (len(test), len(asked)))
     weight = ratio(1, CensoringSurvival.fit(training).at(test.time))
-    areas = np.full(len(asked), np.nan)
+    concordant, pairs = np.zeros(len(asked)), np.zeros(len(asked))
     for i, time in enumerate(asked):
         case, control = (test.time <= time) & test.event, test.time > time
+        if not (case.any() and control.any()):
+            continue
         below = share_below(values[case, i], values[control, i])
-        areas[i] = ratio((weight[case] * below).sum(), weight[case].sum())
-    return areas
+        concordant[i] = (weight[case] * below).sum() * control.sum()
+        pairs[i] = weight[case].sum() * control.sum()
+    return concordant, pairs
 
 
 def brier_at(training: Outcomes, test: Outcomes, survival: ArrayLike, times: ArrayLike) -> Floats:

@@ -6,7 +6,12 @@ import pandas as pd
 
 from mil.tasks.base import Task
 from mil.tasks.classification import ClassificationTask
-from mil.tasks.config import ClassificationConfig, CoxConfig, SurvivalConfig, TaskConfig
+from mil.tasks.config import (
+    ClassificationConfig,
+    CoxConfig,
+    SurvivalConfig,
+    TaskConfig,
+)
 from mil.tasks.cox import CoxTask
 from mil.tasks.discrete import DiscreteSurvivalTask
 from preprocessing.errors import CheckpointError

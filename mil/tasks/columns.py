@@ -41,24 +41,49 @@ def class_names(targets: pd.DataFrame, label: str) -> pd.Series:
 
 
 def survival_columns(
-    targets: pd.DataFrame, *, time: str, event: str
+    targets: pd.DataFrame, *, time: str, event: str, where: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`time` (n,) float64, finite and > 0; `event` (n,) bool, True = observed."""
+    """`time` (n,) float64, finite and > 0; `event` (n,) bool, True = observed.
+
+    `where` opens a refusal: the file, or the key that names the columns.
+    """
     times = _numbers(column(targets, time))
     bad = ~(np.isfinite(times) & (times > 0))
     if bad.any():
+        given = targets[time][bad]
         raise CohortError(
-            f"column {time!r}: expected times > 0, got {list(targets[time][bad])[:NAMED_IDS]} for "
-            f"{named(targets.index[bad])}; correct them or leave these out of the cohort"
+            f"{where}column {time!r}: expected times > 0, got {list(given)[:NAMED_IDS]} for "
+            f"{named(given.index)}; {_remedy_of_times(given, times[bad])}"
         )
     events = _numbers(column(targets, event))
     bad = ~np.isin(events, (0.0, 1.0))
     if bad.any():
+        given = targets[event][bad]
         raise CohortError(
-            f"column {event!r}: expected 1 (event observed) or 0 (censored), got "
-            f"{list(targets[event][bad])[:NAMED_IDS]} for {named(targets.index[bad])}"
+            f"{where}column {event!r}: expected 1 (event observed) or 0 (censored), got "
+            f"{list(given)[:NAMED_IDS]} for {named(given.index)}; {_remedy_of_events(events[bad])}"
         )
     return times, events == 1.0
+
+
+def _remedy_of_times(given: pd.Series, times: np.ndarray) -> str:
+    if given.astype(str).str.fullmatch(r"\d+,\d+").any():
+        return "write a decimal point (3.5), not a comma"
+    if (times <= 0).any():
+        return (
+            "a time of 0 or below is no follow-up: leave the cell empty, and the patient is left "
+            "out and listed; or give the time that was meant, say half a day"
+        )
+    return "write numbers in one unit, or leave the cell empty: the patient is then left out"
+
+
+def _remedy_of_events(events: np.ndarray) -> str:
+    if np.isnan(events).all():
+        return (
+            "write 1 for dead and 0 for alive, or have the words read: labels.preset: stamp, and "
+            "in labels.columns your names of patient_id, time and event"
+        )
+    return "code the event as 1, all others as 0, or leave the cell empty: the patient is left out"
 
 
 def _numbers(values: pd.Series) -> np.ndarray:

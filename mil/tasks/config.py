@@ -83,6 +83,9 @@ class SurvivalTarget(Section):
         description="horizons to report survival at, in the unit of `time`; None: the quartiles of "
         "the training event times",
     )
+    unit: str | None = Field(
+        default=None, min_length=1, description="unit of `time` (months), for axes and tables"
+    )
 
     @property
     def columns(self) -> tuple[str, ...]:

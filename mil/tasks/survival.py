@@ -4,7 +4,8 @@
     evidence = risk - mean
 
 Times are those of the training part of a fold: the 5, 10, ..., 95 % quantiles of its event times
-and the horizons. Equal ones are one, so that the grid may be shorter.
+and the horizons. Equal ones are one in the grid, so that it may be shorter; horizons keep their
+places, so that those of several folds can be compared.
 """
 
 from abc import abstractmethod
@@ -46,7 +47,7 @@ class FollowUp:
         """`outcomes` are of the training part and hold an event."""
         event_times = outcomes.time[outcomes.event]
         longest = float(outcomes.time.max())
-        horizons = np.unique(target.times or np.quantile(event_times, HORIZON_SHARES))
+        horizons = np.array(target.times or np.quantile(event_times, HORIZON_SHARES))
         if horizons[-1] > longest:
             raise CohortError(
                 f"times: survival at {horizons[-1]:g} is asked for, but the longest follow-up of "

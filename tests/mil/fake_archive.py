@@ -46,7 +46,9 @@ def study_of(folder: Path, **mil) -> StudyConfig:
     return validate_study(values, source="fake archive")
 
 
-def write_archive(folder: Path, *, patients: int = 12, seed: int = 0) -> dict[str, str]:
+def write_archive(
+    folder: Path, *, patients: int = 12, seed: int = 0, prefix: str = "p"
+) -> dict[str, str]:
     """Slides p<i>-1 and, for even i, p<i>-2; class b shifts the first tile; slide -> patient."""
     rng = np.random.default_rng(seed)
     slides, labels, patient_of = [], [], {}
@@ -54,13 +56,14 @@ def write_archive(folder: Path, *, patients: int = 12, seed: int = 0) -> dict[st
         ill = i % 4 < 2
         time = round(float(rng.exponential(5 if ill else 20)) + 0.01, 3)
         for number in range(1 + (i + 1) % 2):
-            slide_id = f"p{i}-{number + 1}"
-            patient_of[slide_id] = f"p{i}"
-            slides.append([slide_id, f"p{i}", f"{slide_id}.svs"])
+            patient = f"{prefix}{i}"
+            slide_id = f"{patient}-{number + 1}"
+            patient_of[slide_id] = patient
+            slides.append([slide_id, patient, f"{slide_id}.svs"])
             labels.append([slide_id, "b" if ill and not number else "a", time, int(i % 5 > 0)])
             features = rng.normal(size=(TILES, DIM))
             features[0] += 4 * (ill and not number)
-            write_features(folder / "out" / "features", slide_id, f"p{i}", features)
+            write_features(folder / "out" / "features", slide_id, patient, features)
     write_rows(folder / "slides.csv", ["slide_id", "patient_id", "path"], slides)
     write_rows(folder / "labels.csv", ["slide_id", "y", "t", "e"], labels)
     done = [SlideStatus(slide_id, "done", TILES, 0.0) for slide_id in patient_of]

@@ -9,7 +9,7 @@ import pandas as pd
 from mil.config import StudyConfig, validate_study
 from mil.data import cohort_path
 from mil.evaluation.compare import comparison_path
-from mil.evaluation.evaluate import evaluation_dir
+from mil.evaluation.held_out import evaluation_dir
 from mil.predictions import write_csv
 from mil.seals import enter
 from mil.tasks.config import SurvivalTarget
@@ -59,6 +59,13 @@ def _called(table: pd.DataFrame, logits: np.ndarray, classes: tuple[str, ...]) -
     return table.assign(predicted=called, conformal_set=called, abstain=False)
 
 
+def by_fold(metric, truth: pd.Series, score: pd.Series, table: pd.DataFrame) -> float:
+    """Mean of a metric of sklearn over the folds, weighted by their pairs of the two classes."""
+    rows = list(table.groupby("fold").groups.values())
+    pairs = [truth[r].sum() * (~truth[r]).sum() for r in rows]
+    return float(np.average([metric(truth[r], score[r]) for r in rows], weights=pairs))
+
+
 def survival_rows(
     *, patients: int = 160, folds: int = 4, repeats: int = 1, seed: int = 0
 ) -> pd.DataFrame:
@@ -84,7 +91,9 @@ def survival_rows(
     return pd.concat(parts, ignore_index=True)
 
 
-def study_of(folder, *, methods=("abmil", "acmil"), covariates=("age", "stage"), **split):
+def study_of(
+    folder, *, methods=("abmil", "acmil"), covariates=("age", "stage"), apply=None, **split
+):
     """A study of a binary, a three-class and a survival question."""
     tasks = {
         "tumour": {"target": {"label": "y", "classes": ["benign", "tumour"]}},
@@ -105,6 +114,7 @@ def study_of(folder, *, methods=("abmil", "acmil"), covariates=("age", "stage"),
             "tasks": tasks,
             "methods": {name: {"name": name} for name in methods},
             "split": {"folds": 4, **split},
+            "apply": apply or {},
         },
     }
     return validate_study(values, source="fake results")

@@ -3,33 +3,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from cohort_fakes import ROWS, SURVIVAL, THREE, labels, rows
 from sksurv.nonparametric import kaplan_meier_estimator
 
 from mil.cohorts.cohort import Cohort, read_cohort
+from mil.cohorts.config import LabelsConfig
 from mil.cohorts.label_table import read_label_table
-from mil.config import LabelsConfig
 from mil.tasks.config import ClassificationConfig, SurvivalConfig
 from preprocessing.errors import CohortError, ConfigError
 from preprocessing.manifest import SlideRow
-
-SURVIVAL = SurvivalConfig(time="time", event="event")
-
-
-def rows(*pairs: tuple[str, str], **extra: list[str]) -> list[SlideRow]:
-    return [
-        SlideRow(slide, patient, Path("x.tiff"), extra={k: v[i] for k, v in extra.items()})
-        for i, (slide, patient) in enumerate(pairs)
-    ]
-
-
-THREE = (("s1", "007"), ("s2", "007"), ("s3", "8"))
-ROWS = rows(*THREE)
-
-
-def labels(tmp_path: Path, text: str, **settings) -> LabelsConfig:
-    path = tmp_path / "labels.csv"
-    path.write_text(text)
-    return LabelsConfig(table=path, **settings)
 
 
 def rows_of(config: LabelsConfig) -> list[SlideRow]:
@@ -127,64 +109,6 @@ def test_a_target_is_no_covariate_and_an_id_no_group(tmp_path):
         read_cohort(ROWS, config, ("y",), patient_target=False, group="patient_id")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("slide,y\ns1,a\n", "expected a column slide_id or patient_id"),
-        ("slide_id,z\ns1,a\n", r"no column \['y'\]; it has \['slide_id', 'z'\]"),
-        ("slide_id,y\ns1,a\ns1,b\n", r"rows of one slide_id differ: s1 \(columns \['y'\]\)"),
-        ("slide_id,y\n,a\n", r"empty slide_id in line\(s\) \[2\]"),
-        ("slide_id,y\nnone,a\n", "none of its 1 rows matches"),
-        (
-            "slide_id,y\ns1,\ns2,\n",
-            "2 slides of the manifest have a row, but in each .* y is empty",
-        ),
-        ("slide_id,patient_id,y\ns1,9,a\n", r"different patients for slide.s. s1 \(9, 007\)"),
-        ("slide_id,y\ns1,a\ns2,b\n", "slides of one patient disagree .*007"),
-        ("slide_id,y\na/s1.svs,a\ns9,b\n", r"1 would match but for folder or file ending"),
-        ("slide_id,patient_id,y\nt1,007,a\n", r"by slide_id: .*patients do match \(1\)"),
-    ],
-)
-def test_bad_tables_are_refused_by_name(tmp_path, text, message):
-    with pytest.raises(CohortError, match=message):
-        read_cohort(ROWS, labels(tmp_path, text), ("y",), patient_target=True)
-
-
-@pytest.mark.parametrize(
-    ("text", "preset", "columns", "message"),
-    [
-        (
-            "slide_id,time,censorship_os\ns1,3,1\n",
-            None,
-            ("time", "event"),
-            r"no column event, but censorship_os; if 1 = censored there, set "
-            r"labels\.columns\.censorship: censorship_os",
-        ),
-        (
-            "slide_id,time,censored\ns1,3,1\n",
-            None,
-            ("time", "censored"),
-            r"asks for 'censored', whose name says 1 = censored; set labels\.columns\.censorship",
-        ),
-        (
-            "case_id,slide_id,survival_months,censorship\n007,s1,3,1\n",
-            "mcat",
-            ("survival_months", "event"),
-            r"column 'survival_months' is read as time; name that in the task",
-        ),
-        (
-            "case_id,slide_id,survival_months,censorship\n007,s1,3,1\n",
-            "mcat",
-            ("time", "censorship"),
-            r"column 'censorship' is read as event \(1 = observed\)",
-        ),
-    ],
-)
-def test_censorship_is_never_taken_for_an_event(tmp_path, text, preset, columns, message):
-    with pytest.raises(CohortError, match=message):
-        read_cohort(ROWS, labels(tmp_path, text, preset=preset), columns, patient_target=True)
-
-
 def test_missing_table(tmp_path):
     config = LabelsConfig(table=tmp_path / "nothing.csv")
     with pytest.raises(CohortError, match=r"nothing\.csv does not exist"):
@@ -216,8 +140,8 @@ def test_description_of_classes(shared):
     cohort = read_cohort(rows_of(config), config, ("label",), patient_target=False)
     assert cohort.describe(ClassificationConfig(label="label")) == [
         "500 slides of 450 patients",
-        "label normal_tissue: 350 slides of 329 patients",
-        "label tumor_tissue: 150 slides of 147 patients",
+        "label = normal_tissue: 350 slides of 329 patients",
+        "label = tumor_tissue: 150 slides of 147 patients",
     ]
     with pytest.raises(CohortError, match=r"slides of one patient disagree .* and 21 more"):
         read_cohort(rows_of(config), config, ("label",), patient_target=True)
@@ -259,7 +183,15 @@ def test_follow_up_without_censored_patients_has_no_median():
         {"patient_id": ["p", "q"], "time": ["1", "2"], "event": ["1", "1"]}, index=["a", "b"]
     )
     lines = Cohort(slides, SURVIVAL.columns).describe(SURVIVAL)
-    assert "not reached, too few are censored" in lines[-1]
+    assert lines[-1].endswith("not reached; the longest is 2 (in the unit of time)")
+    months = SurvivalConfig(time="time", event="event", unit="months")
+    assert Cohort(slides, SURVIVAL.columns).describe(months)[-1].endswith("longest is 2 (months)")
+
+
+def test_one_slide_is_counted_in_the_singular():
+    slides = pd.DataFrame({"patient_id": ["p", "q"], "y": ["1", "0"]}, index=["a", "b"])
+    lines = Cohort(slides, ("y",)).describe(ClassificationConfig(label="y"))
+    assert lines[1] == "y = 0: 1 slide of 1 patient"
 
 
 def test_a_real_cohort_with_clinical_covariates_and_sites(shared):

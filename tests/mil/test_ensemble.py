@@ -13,7 +13,7 @@ from mil.ensemble import applied_dir, predict_cohort
 from mil.evaluation.evaluate import evaluate_applied
 from mil.experiment import run_member, split_task
 from mil.predictions import read_predictions
-from preprocessing.errors import CheckpointError
+from preprocessing.errors import CheckpointError, CohortError
 
 TARGETS = {
     "tumour": {"name": "classification", "label": "y", "positive": "b"},
@@ -73,10 +73,20 @@ def test_one_model_answers_as_it_did_in_its_fold(study):
     assert not {"y", "t", "e"} & set(table)  # no label was given, none is made up
 
 
-def test_a_folder_answers_as_the_mean_of_its_models(study):
-    folder = study.preprocessing.manifest.parent
-    table = predict_cohort(asking(folder, member(study, 0).parents[1]), "mine")
-    each = [read_predictions(member(study, k) / "predictions.csv") for k in range(2)]
+def unseen(folder: Path) -> Path:
+    """The same archive under other ids: patients and slide files that no model knows."""
+    write_archive(folder, patients=24, prefix="q")
+    return folder
+
+
+def test_a_folder_answers_as_the_mean_of_its_models(study, tmp_path):
+    unseen(tmp_path)
+    table = predict_cohort(asking(tmp_path, member(study, 0).parents[1]), "mine")
+    each = [
+        predict_cohort(asking(tmp_path, member(study, k) / "checkpoint.safetensors"), "mine")
+        for k in range(2)
+    ]
+    assert not table["seen"].any()
     column = "prob_b" if task_of(study) == "tumour" else "risk_sd"
     both = pd.concat(each).groupby(["level", "id"])[column]
     keys = pd.MultiIndex.from_frame(table[["level", "id"]])
@@ -85,13 +95,51 @@ def test_a_folder_answers_as_the_mean_of_its_models(study):
     assert table[spread].to_numpy(float) == pytest.approx(
         both.std(ddof=0)[keys].to_numpy(), rel=1e-4, abs=1e-9
     )
-    about = json.loads((applied_dir(study, "mine") / "fitted.json").read_text())
+    predict_cohort(asking(tmp_path, member(study, 0).parents[1]), "mine")
+    about = json.loads((tmp_path / "out/applied/mine/fitted.json").read_text())
     assert len(about["models"]) == 2
     if column == "risk_sd":
         survival = table[[c for c in table if c.startswith("survival_")]].to_numpy(float)
         assert survival.shape[1] == len(about["times"])
         assert set(about["horizons"]) <= set(about["times"])
         assert (np.diff(survival, axis=1) <= 1e-12).all()
+
+
+def test_a_patient_is_answered_by_models_that_did_not_see_it(study):
+    """Their own archive: every patient by the fold that tests it, as in cross-validation."""
+    folder = study.preprocessing.manifest.parent
+    table = predict_cohort(asking(folder, member(study, 0).parents[1]), "mine")
+    assert not table["seen"].any()
+    column = "prob_b" if task_of(study) == "tumour" else "risk_sd"
+    each = pd.concat(read_predictions(member(study, k) / "predictions.csv") for k in range(2))
+    tested = each[each["part"] == "test"].set_index(["level", "id"])[column]
+    mine = table.set_index(["level", "id"])[column]
+    assert mine.to_numpy(float) == pytest.approx(tested[mine.index].to_numpy(), rel=1e-5)
+
+
+def test_who_was_seen_by_every_model_is_marked_and_named(study):
+    folder = study.preprocessing.manifest.parent
+    other = asking(folder, member(study, 1) / "checkpoint.safetensors")
+    table = predict_cohort(other, "mine")
+    before = read_predictions(member(study, 1) / "predictions.csv")
+    known = set(before.loc[before["part"] != "test", "patient_id"])
+    assert set(table.loc[table["seen"], "patient_id"]) == known
+    back = read_predictions(applied_dir(other, "mine") / "predictions.csv")
+    assert (back["seen"] == table["seen"]).all()
+    (note,) = json.loads((applied_dir(other, "mine") / "fitted.json").read_text())["notes"]
+    assert f"{len(known)} of 24 patients were seen in training or validation" in note
+    header = (member(study, 1) / "checkpoint.safetensors").read_bytes()[:200_000]
+    assert not [p for p in known if f'"{p}\\\\"'.encode() in header]
+
+
+def test_a_known_slide_file_under_a_new_name_is_seen(study, tmp_path):
+    unseen(tmp_path)
+    before = read_predictions(member(study, 1) / "predictions.csv")
+    known = before.loc[(before["part"] == "train") & (before["level"] == "slide"), "id"].iloc[0]
+    record = tmp_path / "out/features/q2-1.zarr/zarr.json"
+    record.write_text(record.read_text().replace("file of q2-1", f"file of {known}"))
+    table = predict_cohort(asking(tmp_path, member(study, 1) / "checkpoint.safetensors"), "mine")
+    assert set(table.loc[table["seen"], "id"]) == {"q2", "q2-1", "q2-2"}
 
 
 def test_a_labelled_cohort_is_evaluated_and_its_unlabelled_part_is_not(study):
@@ -135,3 +183,50 @@ def test_models_of_two_questions_are_no_ensemble(tmp_path):
     run_member(changed, "tumour", "abmil", fold=1, seed=0)
     with pytest.raises(CheckpointError, match="answers another question than"):
         predict_cohort(asking(tmp_path, member(study, 0).parents[1]), "mine")
+
+
+def test_a_model_left_over_from_other_settings_or_folds_is_refused_by_name(tmp_path):
+    study = trained(tmp_path, "tumour")
+    folder = member(study, 0).parents[1]
+    values = study.model_dump(mode="json")
+    values["mil"]["train"]["epochs"] = 2
+    run_member(StudyConfig.model_validate(values), "tumour", "abmil", fold=1, seed=0)
+    with pytest.raises(CheckpointError, match=r"fold1/seed0/.*other settings than .*fold0.*remove"):
+        predict_cohort(asking(tmp_path, folder), "mine")
+    run_member(study, "tumour", "abmil", fold=1, seed=0)
+    values = study.model_dump(mode="json")
+    values["mil"]["split"]["seed"] = 7
+    other = StudyConfig.model_validate(values)
+    split_task(other, "tumour")
+    run_member(other, "tumour", "abmil", fold=0, seed=0)
+    with pytest.raises(CheckpointError, match="other splits than"):
+        predict_cohort(asking(tmp_path, folder), "mine")
+
+
+def test_labels_of_another_question_are_no_obstacle(study, tmp_path):
+    unseen(tmp_path)
+    labels = pd.read_csv(tmp_path / "labels.csv", dtype=str)
+    models = member(study, 0).parents[1]
+    columns = ["y"] if task_of(study) == "tumour" else ["t", "e"]
+    for table, told in (
+        (labels.drop(columns=columns), f"has no column {', '.join(columns)}"),
+        (labels.assign(**dict.fromkeys(columns, "")), "is empty in every row of"),
+    ):
+        table.to_csv(tmp_path / "labels.csv", index=False)
+        other = asking(tmp_path, models, labels=str(tmp_path / "labels.csv"))
+        predict_cohort(other, "mine")
+        about = json.loads((applied_dir(other, "mine") / "fitted.json").read_text())
+        assert told in about["notes"][0]
+        assert evaluate_applied(other, "mine") is None
+
+
+def test_bad_follow_up_of_another_cohort_is_named_by_id(study, tmp_path):
+    if task_of(study) == "tumour":
+        pytest.skip("follow-up belongs to survival")
+    unseen(tmp_path)
+    labels = pd.read_csv(tmp_path / "labels.csv", dtype=str)
+    labels.loc[labels["slide_id"].str.startswith("q4-"), "e"] = "2"
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    other = asking(tmp_path, member(study, 0).parents[1], labels=str(tmp_path / "labels.csv"))
+    with pytest.raises(CohortError, match=r"q4"):
+        predict_cohort(other, "mine")

@@ -9,10 +9,14 @@ from result_fakes import class_rows, survival_rows
 
 from mil.config import StudyConfig, validate_study
 from mil.data import splits_path
+from mil.evaluation import held_out
 from mil.evaluation.compare import compare_answerers
-from mil.evaluation.evaluate import evaluate_answerer, evaluation_dir, read_test_rows
-from mil.folds.splits import Fold, Splits, save_splits
-from mil.metrics.classification import delong_test
+from mil.evaluation.evaluate import evaluate_answerer
+from mil.evaluation.held_out import evaluation_dir, read_held_out
+from mil.folds.splits import Fold, Splits, load_splits, save_splits
+from mil.metrics.ranking import (
+    delong_test,
+)
 from mil.predictions import write_csv
 from mil.seals import seal
 from preprocessing.errors import CohortError
@@ -20,6 +24,18 @@ from preprocessing.errors import CohortError
 SURVIVAL = {"name": "survival", "time": "months", "event": "died"}
 CLASSES = {"name": "classification", "label": "y", "positive": "tumour"}
 FOLDS = 4
+
+
+@pytest.fixture(autouse=True)
+def runs(monkeypatch) -> None:
+    """The runs of members that were written here and never trained."""
+
+    def written(setting: StudyConfig, task: str, answerer: str):
+        splits = load_splits(splits_path(setting, task))
+        seeds = setting.seeds(answerer)
+        return splits, {(k, s): "run" for k in range(len(splits.folds)) for s in seeds}
+
+    monkeypatch.setattr(held_out, "member_runs", written)
 
 
 def study(tmp_path, target: dict, *, seeds: int = 1) -> StudyConfig:
@@ -86,7 +102,7 @@ def test_survival_is_told_of_patients_with_horizons_hazards_and_figures(tmp_path
     metrics = evaluate_answerer(setting, "t", "m")
     assert set(metrics["level"]) == {"patient"}
     overall = metrics[metrics["fold"] == "all"].set_index("metric")
-    assert overall.loc["td_auc_1", "note"].startswith("at 12 (months; mean of the folds' 25 %")
+    assert overall.loc["td_auc_1", "note"].startswith("at 12 (months), mean of the folds' 25 %")
     assert (overall["low"] <= overall["value"]).all()
     assert 0.6 < overall.loc["c_index", "value"] < 0.9
     folder = evaluation_dir(setting, "t", "m")
@@ -94,6 +110,30 @@ def test_survival_is_told_of_patients_with_horizons_hazards_and_figures(tmp_path
     assert (ratios["hr"] > 1).all()
     for name in ("kaplan_meier", "survival_calibration", "time_dependent_auc"):
         assert (folder / f"{name}.png").stat().st_size > 5000
+
+
+def test_predictions_of_another_run_are_refused(tmp_path):
+    setting = study(tmp_path, CLASSES)
+    write_members(setting, "m", class_rows())
+    seal(setting.member_dir("t", "m", 1, 0), "another run")
+    with pytest.raises(CohortError, match=r"fold1/seed0.* train that fold anew"):
+        evaluate_answerer(setting, "t", "m")
+
+
+def test_perfect_answers_of_few_patients_have_an_interval(tmp_path):
+    setting = study(tmp_path, CLASSES)
+    table = class_rows(patients=40)
+    sure = (table["y"] == "tumour").astype(float) * 0.98 + 0.01
+    table = table.assign(prob_tumour=sure, prob_benign=1 - sure, predicted=table["y"])
+    write_members(setting, "m", table)
+    metrics = evaluate_answerer(setting, "t", "m")
+    rows = metrics[(metrics["level"] == "patient") & (metrics["fold"] == "all")]
+    rows = rows.set_index("metric")
+    for name in ("auroc", "accuracy", "sensitivity", "auroc_delong"):
+        assert rows.loc[name, "value"] == rows.loc[name, "high"] == 1
+        assert 0.7 < rows.loc[name, "low"] < 0.95
+    assert "Wilson" in rows.loc["sensitivity", "note"]
+    assert "Newcombe" in rows.loc["auroc", "note"]
 
 
 def test_an_edited_prediction_stops_the_evaluation(tmp_path):
@@ -130,7 +170,7 @@ def test_seeds_of_a_fold_answer_together(tmp_path):
     two["prob_benign"] = 1 - two["prob_tumour"]
     write_members(setting, "m", one, seed=0)
     write_members(setting, "m", two, seed=1)
-    test = read_test_rows(setting, "t", "m").level("patient")
+    test = read_held_out(setting, "t", "m").level("patient")
     mean = pd.concat([one, two]).query("level == 'patient'").groupby("id")["prob_tumour"].mean()
     assert test.set_index("id")["prob_tumour"].to_numpy() == pytest.approx(
         mean[test["id"]].to_numpy()
@@ -155,7 +195,9 @@ def test_methods_are_compared_on_the_same_patients(tmp_path):
     assert (row["answerer_a"], row["answerer_b"], row["test"]) == ("m", "n", "DeLong")
     rows = good[good["level"] == "patient"]
     other = bad[bad["level"] == "patient"]
-    expected = delong_test(rows["y"] == "tumour", rows["prob_tumour"], other["prob_tumour"])
+    expected = delong_test(
+        rows["y"] == "tumour", rows["prob_tumour"], other["prob_tumour"], strata=rows["fold"]
+    )
     assert row["difference"] == pytest.approx(expected.value)
     assert row["p"] == pytest.approx(expected.p)
     assert row["low"] > 0
@@ -167,3 +209,22 @@ def test_methods_are_compared_on_the_same_patients(tmp_path):
 def _same(setting: StudyConfig):
     """The study's section with one method: nothing to compare."""
     return setting.mil.model_copy(update={"methods": {"m": setting.mil.methods["m"]}})
+
+
+def test_joint_risks_are_on_the_scale_of_the_training_patients(tmp_path):
+    setting = study(tmp_path, SURVIVAL, seeds=3)
+    for seed in range(3):
+        rows = survival_rows(seed=0)
+        noise = np.random.default_rng(seed).normal(size=len(rows))
+        write_members(setting, "m", rows.assign(risk_sd=rows["risk_sd"] + noise), seed=seed)
+    test = held_out.read_held_out(setting, "t", "m")
+    assert set(test.level("patient")["risk_group"]) == {"high", "low"}
+    joint = pd.DataFrame(
+        {"level": "patient", "part": ["train"] * 4 + ["test"], "risk_sd": [0.1, 0.2, 0.3, 0.4, 9]}
+    )
+    scaled = held_out.restandardised(joint)
+    training = scaled.loc[scaled["part"] == "train", "risk_sd"]
+    assert training.mean() == pytest.approx(0)
+    assert training.std(ddof=0) == pytest.approx(1)
+    assert scaled["risk_cut"].unique() == pytest.approx([0])
+    assert scaled["risk_group"].tolist() == ["low", "low", "high", "high", "high"]

@@ -16,7 +16,8 @@ from mil.checkpoint import load_checkpoint
 from mil.config import StudyConfig
 from mil.data import data_digest, splits_path, task_cohort
 from mil.evaluation.compare import compare_answerers
-from mil.evaluation.evaluate import evaluate_answerer, evaluation_dir
+from mil.evaluation.evaluate import evaluate_answerer
+from mil.evaluation.held_out import evaluation_dir
 from mil.experiment import run_member, split_task
 from mil.folds.splits import load_splits, save_splits
 from mil.paint import heatmap_dir, paint_method, paint_with
@@ -153,17 +154,16 @@ def test_diverged_training_is_an_error_and_leaves_no_checkpoint(archive):
     assert not (study.member_dir("tumour", "acmil", 0, 0) / "checkpoint.safetensors").exists()
 
 
-def test_maximum_over_slides_of_three_classes_is_refused_before_training(tmp_path):
+def test_maximum_over_slides_of_three_classes_is_refused_before_folds_are_made(tmp_path):
     archive = tmp_path
     write_archive(archive, patients=30)
     labels = pd.read_csv(archive / "labels.csv")
     labels.loc[labels.index % 3 == 0, "y"] = "c"
     labels.to_csv(archive / "labels.csv", index=False)
     study = study_of(archive)
-    split_task(study, "tumour")
-    with pytest.raises(CohortError, match="joins slides of two classes, but there are 3"):
-        run_member(study, "tumour", "acmil", fold=0, seed=0)
-    assert not study.member_dir("tumour", "acmil", 0, 0).exists()
+    with pytest.raises(CohortError, match=r"joins slides of two classes, but column 'y' has\s+3"):
+        split_task(study, "tumour")
+    assert not splits_path(study, "tumour").exists()
 
 
 def test_training_before_splitting_says_so(archive):

@@ -54,6 +54,43 @@ def test_the_interval_holds_the_truth_and_proportional_hazards_are_not_refused()
     assert row["ph_p"] > 0.05
 
 
+def test_time_is_ranked_over_all_folds():
+    """Hazards of two groups that cross at one time in every fold, whatever lifelines counts."""
+    refused = 0
+    for seed in range(10):
+        table = patients(200, seed=seed, effect=0.0)
+        rng = np.random.default_rng(seed)
+        high = table["risk_group"] == "high"
+        early, late = rng.weibull(0.7, 200) * 10, rng.weibull(1.6, 200) * 10
+        table["t"] = np.where(high, early, late).clip(0.01)
+        table["e"] = "1"
+        row = term(hazard_ratios(table, TARGET, ()), "alone", "high against low")
+        refused += row["ph_p"] < 0.05
+    assert refused >= 9
+
+
+def test_a_long_newton_step_does_not_hide_an_estimate():
+    """25 events and a term that nearly separates: lifelines' first step diverges."""
+    rng = np.random.default_rng(3)
+    found = []
+    for _ in range(20):
+        table = patients(36, seed=int(rng.integers(1000)), effect=1.5)
+        table["stage"] = np.where(np.arange(36) < 4, "IV", rng.choice(["I", "II", "III"], 36))
+        rows = hazard_ratios(table, TARGET, ("stage",))
+        found.append(rows["hr"].notna().all())
+    assert np.mean(found) > 0.7
+
+
+def test_few_events_a_term_are_told():
+    found = hazard_ratios(patients(24), TARGET, ("age", "stage"))
+    assert found.loc[found["model"] == "adjusted", "note"].str.contains("events for 3 terms").all()
+
+
+def test_a_covariate_may_be_called_event():
+    table = patients().rename(columns={"age": "event"})
+    assert "event" in hazard_ratios(table, TARGET, ("event",))["term"].tolist()
+
+
 def test_hazards_that_cross_are_told():
     table = patients(600, effect=0.0)
     rng = np.random.default_rng(1)

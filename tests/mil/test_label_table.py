@@ -129,8 +129,8 @@ def test_mappings_that_cannot_be_meant(tmp_path, preset, columns, message):
         ("l.csv", "slide_id;y\na;1\n", r"found one column 'slide_id;y'; save it with"),
         ("l.csv", "slide_id,y\n,,\n", r"expected rows below the header"),
         ("l.csv", "\n\n", r"expected a table, it has no values"),
-        ("l.csv", 'slide_id\n"a"b\n', r"expected a CSV in UTF-8, got after line 1:"),
-        ("l.tsv", 'slide_id\n"a"b\n', r"expected a TSV in UTF-8, got"),
+        ("l.csv", 'slide_id\n"a"b\n', r"expected a CSV, got after line 1:"),
+        ("l.tsv", 'slide_id\n"a"b\n', r"expected a TSV, got"),
         ("l.zip", "x", r"ends with \.csv, \.tsv or \.xlsx, got '\.zip'; unpack it"),
         ("l.xlsx", "no workbook", r"l\.xlsx: expected an Excel workbook"),
         ("l.csv", "slide_id,y\na,1\n,2\n,3\n", r"empty slide_id in line\(s\) \[3, 4\]"),
@@ -138,7 +138,7 @@ def test_mappings_that_cannot_be_meant(tmp_path, preset, columns, message):
         (
             "l.csv",
             "normal_1,0\nnormal_2,0\n",
-            r"first line is data already, the preset mhim_slides",
+            r"first line is data already, mhim_slides",
         ),
     ],
 )
@@ -215,3 +215,25 @@ def test_patients_without_slides_are_listed(tmp_path):
 def test_near_misses_say_what_differs(label, slide, message):
     assert message.replace("\\", "") in near_misses([label, "other"], [slide, "more"])
     assert near_misses([label], ["another"]) == ""
+
+
+def test_other_encodings_are_told_how_to_be_saved(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_bytes("slide_id,y\ns1,männlich\n".encode("latin-1"))
+    with pytest.raises(CohortError, match=r"in UTF-8, got b'\\xe4' .*save it as 'CSV UTF-8'"):
+        read_label_table(LabelsConfig(table=path))
+
+
+def test_columns_that_look_like_ids_are_offered(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("Patient,WSI name,y\np,s,1\n")
+    offered = r"say columns: \{slide_id: WSI name, patient_id: Patient\}$"
+    with pytest.raises(CohortError, match=offered):
+        read_label_table(LabelsConfig(table=path))
+
+
+def test_a_column_that_is_not_there_is_guessed_at_in_the_message(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("patient_id,months\np,1\n")
+    with pytest.raises(ConfigError, match=r"no column 'Month' in .*did you mean 'months'\?"):
+        read_label_table(LabelsConfig(table=path, columns={"time": "Month"}))

@@ -9,19 +9,21 @@ from statsmodels.stats.proportion import proportion_confint
 
 from mil.metrics.classification import (
     accuracy,
-    auprc,
-    auroc,
     balanced_accuracy,
     brier,
     confusion,
-    delong,
-    delong_interval,
-    delong_test,
     expected_calibration_error,
     kappa,
     macro_f1,
     reliability,
     sensitivity_specificity,
+)
+from mil.metrics.ranking import (
+    auprc,
+    auroc,
+    delong,
+    delong_interval,
+    delong_test,
 )
 from preprocessing.errors import CohortError
 
@@ -113,10 +115,14 @@ def test_delongs_interval_holds_the_true_area_as_often_as_it_says():
     assert 930 <= held <= 970
 
 
-def test_delongs_interval_is_a_point_without_variance_and_unknown_with_one_patient_of_a_class():
-    assert delong_interval([0, 0, 1, 1], [1, 2, 3, 4]) == (1, 1)
-    assert delong_interval([0, 0, 1, 1], [5, 5, 5, 5]) == (0.5, 0.5)
-    assert np.isnan(delong_interval([0, 0, 1], [1, 2, 3])).all()
+def test_without_delongs_variance_the_interval_is_newcombes_and_no_point():
+    low, high = delong_interval([0, 0, 1, 1], [1, 2, 3, 4])
+    assert 0.2 < low < 0.6
+    assert high == 1
+    low, high = delong_interval([0, 0, 1, 1], [5, 5, 5, 5])
+    assert low == pytest.approx(1 - high)
+    assert low < 0.2
+    assert delong_interval([0, 0, 1], [1, 2, 3])[0] < 0.5  # one patient of a class
     assert np.isnan(delong_interval([0, 0], [1, 2])).all()
 
 

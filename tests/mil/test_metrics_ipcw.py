@@ -8,7 +8,9 @@ from sksurv import metrics as sk
 from sksurv.nonparametric import CensoringDistributionEstimator
 from sksurv.util import Surv
 
-from mil.metrics.classification import auroc
+from mil.metrics.ranking import (
+    auroc,
+)
 from mil.metrics.survival import (
     CensoringSurvival,
     brier_at,

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from mil.cohorts.config import LabelsConfig
 from mil.cohorts.label_table import LabelTable, read_label_table
 from mil.cohorts.presets import CANONICAL, PRESETS, VITAL
-from mil.config import LabelsConfig
 from preprocessing.errors import CohortError, ConfigError
 
 

@@ -1,16 +1,17 @@
 """The page over tables of made-up patients: what it says, and what it leaves out."""
 
 import html
+import json
 import re
 import shutil
 
 import pandas as pd
 import pytest
-from result_fakes import class_rows, study_of, write_tables
+from result_fakes import class_rows, metric_rows, study_of, write_tables
 
 from mil.data import cohort_path
 from mil.evaluation.compare import comparison_path
-from mil.evaluation.evaluate import evaluation_dir
+from mil.evaluation.held_out import evaluation_dir
 from mil.figures.classification import roc_figure
 from mil.glossary import entry, explained
 from mil.heatmaps.scores import CohortScale
@@ -174,3 +175,23 @@ def test_heatmaps_that_are_painted_are_shown(study):
     assert page.count('class="maps"') == 1
     assert "2 heatmaps: abmil (one colour scale for all: ±1.50, logit of tumour)" in page
     assert page.index("abmil/p000-0.png") < page.index("abmil/p001-0.png")
+
+
+def test_answers_of_given_models_are_shown_with_metrics_only_where_there_are_labels(tmp_path):
+    given = study_of(tmp_path, apply={"labelled": "a.safetensors", "blind": "b"})
+    write_tables(given)
+    for name in given.mil.apply:
+        folder = tmp_path / "applied" / name
+        folder.mkdir(parents=True)
+        rows = {"level": ["slide"] * 5 + ["patient"] * 4, "seen": [False] * 8 + [True]}
+        pd.DataFrame(rows).to_csv(folder / "predictions.csv", index=False)
+        (folder / "fitted.json").write_text(json.dumps({"models": ["one", "two"]}))
+    metrics = metric_rows(("auroc",), ("patient",), seed=0)
+    metrics.to_csv(tmp_path / "applied/labelled/metrics.csv", index=False)
+    page = write_report(given).read_text()
+    part = text_of(page[page.index("Trained models on this archive") :])
+    assert part.count("2 model(s) answered together for 5 slides and 4 patients") == 2
+    assert "1 patients belonged to the training or validation part of all models" in part
+    assert part.count("No labels, no metrics") == 1
+    value = metrics.loc[metrics["fold"] == "all", "value"].iloc[0]
+    assert f"{value:.3f}" in part

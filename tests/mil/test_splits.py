@@ -11,9 +11,10 @@ from mil.folds.split_files import SuppliedFold
 from mil.folds.splits import (
     Fold,
     Splits,
+    copied_slides,
     load_splits,
     make_splits,
-    refuse_shared_slides,
+    refuse_unlike_classes,
     save_splits,
 )
 from preprocessing.errors import CohortError
@@ -158,9 +159,10 @@ def test_saved_splits_come_back_and_edited_ones_are_refused(tmp_path):
 
 
 def test_one_image_under_two_patients_is_refused():
-    refuse_shared_slides({"s1": "a", "s2": "a"}, {"s1": "f", "s2": "f"})
+    assert copied_slides({"s1": "a", "s2": "a"}, {"s1": "f", "s2": "f"}) == ["s2 (of s1)"]
+    assert copied_slides({"s1": "a", "s2": "a"}, {"s1": "f", "s2": "g"}) == []
     with pytest.raises(CohortError, match=r"'s1' \(patient 'a'\) and 's2' \(patient 'b'\)"):
-        refuse_shared_slides({"s1": "a", "s2": "b"}, {"s1": "f", "s2": "f"})
+        copied_slides({"s1": "a", "s2": "b"}, {"s1": "f", "s2": "f"})
 
 
 @st.composite
@@ -237,3 +239,15 @@ def test_the_number_of_supplied_folds_is_the_configured_one():
     one = [supplied_fold("p0", "p1", "p2")]
     with pytest.raises(CohortError, match=r"hold 1 folds, mil.split.folds is 2: set folds: 1"):
         make_splits(bags, [bags["label"]], two, supplied=one)
+
+
+def test_every_fold_trains_on_the_same_classes_and_judges_by_no_other():
+    classes = pd.Series({p: {p[0]} for p in ("a1", "a2", "a3", "b1", "b2", "b3", "c1", "c2")})
+    whole = Fold(("a1", "b1", "c1"), ("a2",), ("b2", "c2"))
+    refuse_unlike_classes(Splits((whole,)), classes)
+    unknown = Fold(("a1", "b1"), ("a2",), ("c1",))
+    with pytest.raises(CohortError, match=r"fold 0: class\(es\) c stand in its test part"):
+        refuse_unlike_classes(Splits((unknown,)), classes)
+    other = Fold(("a2", "b2"), ("b1",), ("a1",))
+    with pytest.raises(CohortError, match=r"fold 1 trains on the classes a, b, fold 0 on a, b, c"):
+        refuse_unlike_classes(Splits((whole, other)), classes)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from lifelines.utils import concordance_index
-from result_fakes import class_rows, survival_rows
+from result_fakes import by_fold, class_rows, survival_rows
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
@@ -53,8 +53,9 @@ def test_classification_metrics_are_sklearns_of_the_right_columns():
     table = patients(class_rows())
     found = of(table)
     ill, called = table["y"] == "tumour", table["predicted"]
-    assert found["auroc"] == pytest.approx(roc_auc_score(ill, table["prob_tumour"]))
-    assert found["auprc"] == pytest.approx(average_precision_score(ill, table["prob_tumour"]))
+    score = table["prob_tumour"]
+    assert found["auroc"] == pytest.approx(by_fold(roc_auc_score, ill, score, table))
+    assert found["auprc"] == pytest.approx(average_precision_score(ill, score))
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(table["y"], called))
     assert found["macro_f1"] == pytest.approx(f1_score(table["y"], called, average="macro"))
     assert found["sensitivity"] == pytest.approx(recall_score(ill, called == "tumour"))
@@ -72,7 +73,7 @@ def test_several_classes_are_averaged_and_grades_have_a_kappa():
     classes = ("I", "II", "III")
     table = patients(class_rows(classes))
     found = of(table, ClassificationConfig(label="y", classes=classes, ordered=True))
-    each = [roc_auc_score(table["y"] == c, table[f"prob_{c}"]) for c in classes]
+    each = [by_fold(roc_auc_score, table["y"] == c, table[f"prob_{c}"], table) for c in classes]
     assert found["auroc"] == pytest.approx(np.mean(each))
     assert 0 < found["kappa"] < 1
     assert "sensitivity" not in found
@@ -82,22 +83,34 @@ def test_survival_metrics_are_scikit_survivals_fold_by_fold():
     table = patients(survival_rows())
     fits = {fold: training(fold) for fold in range(4)}
     found = of(table, SURVIVAL, fits)
-    expected = {name: [] for name in ("uno_c", "td_auc_2", "ibs")}
-    sizes = []
+    scores, sizes = [], []
     for fold, fit in fits.items():
         mine = table[table["fold"] == fold]
         test = surv(Outcomes(mine["months"].to_numpy(), mine["died"].to_numpy()))
         survival = mine[[f"survival_{j:02}" for j in range(3)]].to_numpy()
         train = surv(fit.training)
-        expected["uno_c"].append(concordance_index_ipcw(train, test, mine["risk_sd"], 24)[0])
-        expected["td_auc_2"].append(
-            cumulative_dynamic_auc(train, test, 1 - survival[:, 2], [24.0])[0][0]
+        alone = of(mine.reset_index(drop=True), SURVIVAL, {fold: fit})
+        uno = concordance_index_ipcw(train, test, mine["risk_sd"], 24)[0]
+        area = cumulative_dynamic_auc(train, test, 1 - survival[:, 2], [24.0])[0][0]
+        scores.append(integrated_brier_score(train, test, survival, list(fit.times)))
+        assert [alone[n] for n in ("uno_c", "td_auc_2", "ibs")] == pytest.approx(
+            [uno, area, scores[-1]], abs=1e-9
         )
-        expected["ibs"].append(integrated_brier_score(train, test, survival, list(fit.times)))
         sizes.append(len(mine))
-    for name, values in expected.items():
-        assert found[name] == pytest.approx(np.average(values, weights=sizes), abs=1e-9)
+    assert found["ibs"] == pytest.approx(np.average(scores, weights=sizes), abs=1e-9)
     assert found["ibs_skill"] < 1
+
+
+def test_pairs_of_all_folds_are_counted_together():
+    """A fold with one control weighs as its pairs do, and one without any weighs nothing."""
+    table = patients(survival_rows())
+    fits = {fold: training(fold) for fold in range(4)}
+    late = (table["fold"] == 0) & (table["months"] > 24)
+    fewer = table[~late].reset_index(drop=True)
+    others = table[table["fold"] != 0].reset_index(drop=True)
+    kept = {fold: fits[fold] for fold in (1, 2, 3)}
+    expected = of(others, SURVIVAL, kept)["td_auc_2"]
+    assert of(fewer, SURVIVAL, fits)["td_auc_2"] == pytest.approx(expected)
 
 
 def test_risks_of_two_folds_are_never_compared():
@@ -163,5 +176,14 @@ def test_bootstrap_interval_has_about_the_width_of_theory():
     table = pd.DataFrame({"fold": 0, "repeat": 0, "patient_id": range(400)})
     values = rng.normal(size=400)
     means = {"mean": lambda rows: float(values[rows].mean())}
-    low, high = bootstrap_intervals(means, draws_of(table, 2000))["mean"]
-    assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
+    found = bootstrap_intervals(means, draws_of(table, 2000))["mean"]
+    assert found.undefined == 0
+    assert found.high - found.low == pytest.approx(2 * 1.96 / 20, rel=0.15)
+
+
+def test_draws_without_a_value_are_counted():
+    table = pd.DataFrame({"fold": 0, "repeat": 0, "patient_id": range(40)})
+    half = {"half": lambda rows: float("nan") if rows[0] % 2 else 1.0}
+    found = bootstrap_intervals(half, draws_of(table, 400))["half"]
+    assert found.undefined == pytest.approx(0.5, abs=0.1)
+    assert (found.low, found.high) == (1, 1)

@@ -169,7 +169,9 @@ def test_whole_chain_with_one_corrupt_slide(tmp_path, cohort):
     maps = {p.stem for p in (out / "heatmaps/tumour/abmil").glob("*.png")}
     assert maps == set(slides["slide_id"]) - {victim}
     metrics = pd.read_csv(out / "evaluation/survival/abmil/metrics.csv")
-    assert set(metrics["metric"]) == {"c_index"}
+    assert {"c_index", "uno_c", "td_auc_1", "ibs"} <= set(metrics["metric"])
+    compared = pd.read_csv(out / "evaluation/tumour/comparison.csv")
+    assert set(compared["answerer_b"]) == {"mean_features"}
     assert json.loads((out / "evaluation/tumour/abmil/record.json").read_text())["inputs"]
 
     file.write_bytes(good)
@@ -232,7 +234,7 @@ def run_chain(out: Path, path: Path, *, killed: bool) -> dict[str, bytes]:
     assert not list(features.glob("*partial*"))
     for method in ("mhim", "acmil"):
         train = ("train", *config, "--task", "tumour", "--method", method, "--fold", "0")
-        folder = out / f"models/tumour/{method}/fold0"
+        folder = out / f"models/tumour/{method}/fold0/seed0"
         states = ["baseline", "main"] if method == "mhim" else ["main"]
         for state in states if killed else []:
             kill_when((folder / f"{state}.state.pt").exists, [*HISTOMIL, *train], ROOT)

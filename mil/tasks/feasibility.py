@@ -1,0 +1,98 @@
+"""What a cohort cannot be asked, told before any fold is made."""
+
+from typing import Protocol
+
+import pandas as pd
+
+from mil.config_messages import meant
+from mil.decisions import SET_SEPARATOR
+from mil.tasks.build import fit_task
+from mil.tasks.columns import class_names, named, survival_columns
+from mil.tasks.config import ClassificationConfig, SurvivalTarget, TaskConfig
+from preprocessing.errors import CohortError
+
+
+class Question(Protocol):
+    """What of a task's section (mil.config.TaskSection) is asked here."""
+
+    @property
+    def target(self) -> TaskConfig: ...
+
+    @property
+    def bag(self) -> str: ...
+
+    @property
+    def aggregate(self) -> str: ...
+
+
+def refuse_impossible(section: Question, bags: pd.DataFrame) -> None:
+    """Refuses, before any fold is made, what no training part of these bags could be trained on.
+
+    `bags`: all of the cohort, as Cohort.bags makes them. Raises CohortError.
+    """
+    target = section.target
+    if isinstance(target, SurvivalTarget):
+        _refuse_late_times(target, bags)
+    else:
+        _refuse_classes(section, target, class_names(bags, target.label))
+    try:
+        fit_task(target, bags)
+    except CohortError as error:
+        raise CohortError(f"not even the whole cohort could be trained on: {error}") from error
+
+
+def _refuse_late_times(target: SurvivalTarget, bags: pd.DataFrame) -> None:
+    times, _ = survival_columns(bags, time=target.time, event=target.event)
+    late = [f"{time:g}" for time in target.times or () if time > times.max()]
+    if late:
+        raise CohortError(
+            f"target.times: survival at {named(late)} is asked for, but the longest follow-up in "
+            f"column {target.time!r} is {times.max():g}; give earlier times, in the column's unit"
+        )
+
+
+def _refuse_classes(section: Question, target: ClassificationConfig, names: pd.Series) -> None:
+    seen = sorted(set(names))
+    where = f"column {target.label!r} of {len(names)} {section.bag}s"
+    if len(seen) < 2:
+        raise CohortError(
+            f"{where}: expected two or more classes, all of them are {seen}; name another column "
+            "in target.label, or add cases of another class"
+        )
+    classes = list(target.classes or seen)
+    strange = names[~names.isin(classes)]
+    if len(strange):
+        raise CohortError(
+            f"{where}: expected one of target.classes {classes}, got {sorted(set(strange))} for "
+            f"{named(strange.index)}{meant(str(strange.iloc[0]), classes)}; name all classes, or "
+            "leave these cases out"
+        )
+    asked = [*classes, *([target.positive] if target.positive else ())]
+    absent = [c for c in asked if c not in seen]
+    if absent:
+        raise CohortError(
+            f"{where}: no case of {absent}, which target.classes or target.positive name; the "
+            f"classes of the column are {seen}{meant(absent[0], seen)}"
+        )
+    if piped := [c for c in classes if SET_SEPARATOR in c]:
+        raise CohortError(
+            f"{where}: {SET_SEPARATOR!r} separates the classes of a prediction set and cannot be "
+            f"part of one, got {piped}; rename them in the label table"
+        )
+    _refuse_several(section, target, classes)
+
+
+def _refuse_several(section: Question, target: ClassificationConfig, classes: list[str]) -> None:
+    if len(classes) == 2:
+        return
+    if section.aggregate == "max":
+        raise CohortError(
+            f"aggregate: max joins slides of two classes, but column {target.label!r} has "
+            f"{len(classes)}: {classes}; use aggregate: none (slides answer for themselves), mean, "
+            "or merge classes"
+        )
+    if target.operating_point.rule != "youden":
+        raise CohortError(
+            f"operating_point: a threshold separates two classes, but column {target.label!r} has "
+            f"{len(classes)}: {classes}; leave it out (the most probable class is called then)"
+        )
