@@ -241,7 +241,7 @@ def time_dependent_auc_figure(
 
 def _auc_note(rows: pd.DataFrame, target: SurvivalTarget) -> str:
     note = (
-        "Within folds, then averaged; censoring weighted by the training patients' (IPCW). Bars: "
+        "Pairs within folds; censoring weighted by the training patients' (IPCW). Bars: "
         f"95 % intervals, bootstrap of patients. Grey line: chance.{_horizons_note(target)}"
     )
     lost = rows.loc[rows["value"].isna(), "time"]
