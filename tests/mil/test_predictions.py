@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from mil.cohorts.cohort import Cohort
 from mil.config import TaskSection
@@ -65,7 +66,6 @@ def test_a_patient_whose_slides_disagree_has_no_label_under_the_mean():
 def test_slides_that_answer_for_themselves_have_no_patient_rows():
     cohort = cohort_of({"p0-1": "a", "p0-2": "b", "p1-1": "b"})
     task = ClassificationTask(("a", "b"), label="y")
-    torch = pytest.importorskip("torch")
     table = predict(
         lambda bags: torch.zeros(len(bags), 2),
         task,

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from follow_ups import follow_up, random_follow_up
 
 from mil.tasks.base import Answers
 from mil.tasks.build import fit_task, restore_task
@@ -14,16 +15,6 @@ from mil.tasks.survival import SurvivalTask
 from preprocessing.errors import CohortError
 
 SURVIVAL = SurvivalConfig(time="months", event="dead")
-
-
-def follow_up(times, events):
-    index = [f"p{i}" for i in range(len(times))]
-    return pd.DataFrame({"months": times, "dead": events}, index=index)
-
-
-def random_follow_up(patients):
-    rng = np.random.default_rng(0)
-    return follow_up(rng.exponential(30, patients) + 0.1, rng.integers(0, 2, patients))
 
 
 BOTH = pytest.mark.parametrize(
