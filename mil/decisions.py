@@ -41,20 +41,8 @@ class ClassDecision:
 
     def apply(self, table: pd.DataFrame) -> pd.DataFrame:
         """Adds threshold, predicted, conformal_set ('a|b') and abstain (not exactly one class)."""
-        classes = np.array(classes_of(table))
-        probabilities = probabilities_of(table)
-        called: list[str] = classes[probabilities.argmax(axis=1)].tolist()
-        if not math.isnan(self.threshold):
-            above = table[f"prob_{self.positive}"] >= self.threshold
-            (other,) = [c for c in classes if c != self.positive]
-            called = [str(self.positive) if yes else other for yes in above]
-        inside = conformal_sets(probabilities, self.quantile)
-        return table.assign(
-            threshold=self.threshold,
-            predicted=called,
-            conformal_set=[SET_SEPARATOR.join(classes[row]) for row in inside],
-            abstain=inside.sum(axis=1) != 1,
-        )
+        inside = conformal_sets(probabilities_of(table), self.quantile)
+        return with_calls(table.assign(threshold=self.threshold), self.positive, inside)
 
 
 @dataclass(frozen=True)
@@ -65,13 +53,42 @@ class RiskDecision:
 
     def apply(self, table: pd.DataFrame) -> pd.DataFrame:
         """Adds risk_cut and risk_group (high or low)."""
-        high = table["risk_sd"] > self.risk_cut
-        return table.assign(
-            risk_cut=self.risk_cut, risk_group=high.map({True: "high", False: "low"})
-        )
+        return with_risk_groups(table.assign(risk_cut=self.risk_cut))
 
 
 Decision = ClassDecision | RiskDecision
+
+
+def with_calls(
+    table: pd.DataFrame, positive: str | None, inside: NDArray[np.bool_]
+) -> pd.DataFrame:
+    """Adds what is called of the probabilities: the positive class from the row's threshold on,
+    without one the most probable class; and `inside` (rows, classes), the classes of the set.
+    """
+    classes = classes_of(table)
+    called = np.array(classes)[probabilities_of(table).argmax(axis=1)]
+    if positive is not None and len(classes) == 2:
+        (negative,) = [c for c in classes if c != positive]
+        above = (table[f"prob_{positive}"] >= table["threshold"]).to_numpy()
+        by_threshold = np.where(above, positive, negative)
+        called = np.where(table["threshold"].notna(), by_threshold, called)
+    return table.assign(
+        predicted=called.tolist(),
+        conformal_set=[SET_SEPARATOR.join(np.array(classes)[row]) for row in inside],
+        abstain=inside.sum(axis=1) != 1,
+    )
+
+
+def members_of_sets(table: pd.DataFrame) -> NDArray[np.bool_]:
+    """(rows, classes): which classes the conformal sets of `with_calls` hold."""
+    held = [set(str(s).split(SET_SEPARATOR)) for s in table["conformal_set"].fillna("")]
+    return np.array([[c in each for c in classes_of(table)] for each in held], dtype=bool)
+
+
+def with_risk_groups(table: pd.DataFrame) -> pd.DataFrame:
+    """Adds risk_group: high where the standardised risk is above the row's cut, else low."""
+    high = table["risk_sd"] > table["risk_cut"]
+    return table.assign(risk_group=high.map({True: "high", False: "low"}))
 
 
 def classes_of(table: pd.DataFrame) -> list[str]:

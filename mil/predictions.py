@@ -16,7 +16,13 @@ from torch import Tensor
 
 from mil.cohorts.cohort import Cohort
 from mil.config import TaskSection
-from mil.decisions import SET_SEPARATOR, classes_of, positive_class, probabilities_of
+from mil.decisions import (
+    classes_of,
+    members_of_sets,
+    positive_class,
+    with_calls,
+    with_risk_groups,
+)
 from mil.tasks.base import Task
 from mil.tasks.config import ClassificationConfig
 from preprocessing.artefacts import whole_file
@@ -114,35 +120,11 @@ def combine(members: Sequence[pd.DataFrame], target: object) -> pd.DataFrame:
         joint["threshold"] = pd.concat([m["threshold"] for m in members], axis=1).mean(axis=1)
     spread = dict(zip(numeric, stacked.std(axis=0).T, strict=True))
     if not isinstance(target, ClassificationConfig):
-        high = joint["risk_sd"] > joint["risk_cut"]
-        groups = high.map({True: "high", False: "low"})
-        return joint.assign(risk_group=groups, spread_risk_sd=spread["risk_sd"])
-    spreads = {f"spread_{c}": spread[f"prob_{c}"] for c in classes_of(first)}
-    return _called(joint, members, target).assign(**spreads)
-
-
-def _called(
-    joint: pd.DataFrame, members: Sequence[pd.DataFrame], target: ClassificationConfig
-) -> pd.DataFrame:
-    """What is called of the joint probabilities, and the members' majority as conformal set."""
-    classes = classes_of(joint)
-    called = np.array(classes)[probabilities_of(joint).argmax(axis=1)]
-    positive = positive_class(target, classes)
-    if positive is not None and len(classes) == 2:
-        (negative,) = [c for c in classes if c != positive]
-        above = (joint[f"prob_{positive}"] >= joint["threshold"]).to_numpy()
-        by_threshold = np.where(above, positive, negative)
-        called = np.where(joint["threshold"].notna(), by_threshold, called)
-    votes = np.stack([_members_of_sets(member, classes) for member in members])
-    inside = votes.mean(axis=0) > 0.5
-    sets = [SET_SEPARATOR.join(np.array(classes)[row]) for row in inside]
-    return joint.assign(predicted=called, conformal_set=sets, abstain=inside.sum(axis=1) != 1)
-
-
-def _members_of_sets(table: pd.DataFrame, classes: list[str]) -> np.ndarray:
-    """(rows, classes) bool"""
-    sets = [set(str(s).split(SET_SEPARATOR)) for s in table["conformal_set"].fillna("")]
-    return np.array([[c in held for c in classes] for held in sets], dtype=bool)
+        return with_risk_groups(joint).assign(spread_risk_sd=spread["risk_sd"])
+    classes = classes_of(first)
+    majority = np.mean([members_of_sets(member) for member in members], axis=0) > 0.5
+    spreads = {f"spread_{c}": spread[f"prob_{c}"] for c in classes}
+    return with_calls(joint, positive_class(target, classes), majority).assign(**spreads)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

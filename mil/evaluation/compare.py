@@ -11,9 +11,7 @@ from mil.config import StudyConfig
 from mil.evaluation.held_out import read_held_out
 from mil.evaluation.metric_table import positive_scores
 from mil.evaluation.statistics import Metric, draws_of, metrics_for, whole
-from mil.metrics.ranking import (
-    delong_test,
-)
+from mil.metrics.ranking import delong_test
 from mil.metrics.resampling import bootstrap_p, holm, percentile_interval
 from mil.predictions import write_csv
 from mil.tasks.config import TaskConfig

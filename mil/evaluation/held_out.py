@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from mil.config import StudyConfig
-from mil.decisions import LEVELS
+from mil.decisions import LEVELS, with_risk_groups
 from mil.evaluation.statistics import FoldFit, outcomes_of
 from mil.experiment import member_runs
 from mil.folds.splits import Splits
@@ -78,8 +78,7 @@ def restandardised(fold: pd.DataFrame) -> pd.DataFrame:
         spread = training.std(ddof=0)
         risk = (rows["risk_sd"] - training.mean()) / (spread if spread > 0 else 1.0)
         cut = risk[rows["part"] == "train"].median()
-        group = (risk > cut).map({True: "high", False: "low"})
-        parts.append(rows.assign(risk_sd=risk, risk_cut=cut, risk_group=group))
+        parts.append(with_risk_groups(rows.assign(risk_sd=risk, risk_cut=cut)))
     return pd.concat(parts).sort_index()
 
 

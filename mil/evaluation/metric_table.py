@@ -78,11 +78,10 @@ def _conformal_note(metric: str, level: str, fitted: list[dict]) -> str:
     """Where a validation part was too small, its conformal sets hold every class."""
     if metric not in ("conformal_coverage", "conformal_set_size", "abstained"):
         return ""
-    decisions = [state["decisions"][level] for state in fitted if "decisions" in state]
-    small = sum(d.get("quantile") == "inf" for d in decisions)
+    small = sum(state["decisions"][level]["quantile"] == "inf" for state in fitted)
     if not small:
         return ""
-    return f"all classes in the sets of {small} of {len(decisions)} folds: validation too small"
+    return f"all classes in the sets of {small} of {len(fitted)} models: validation too small"
 
 
 def _horizon_note(metric: str, test: HeldOut, target: TaskConfig) -> str:

@@ -14,9 +14,9 @@ from lifelines import KaplanMeierFitter
 from numpy.typing import NDArray
 
 from mil.decisions import (
-    SET_SEPARATOR,
     class_indices,
     classes_of,
+    members_of_sets,
     positive_class,
     probabilities_of,
 )
@@ -127,10 +127,9 @@ def _of_rows(score: Callable[..., float], truth: NDArray, answers: NDArray) -> M
 
 def _conformal_metrics(table: pd.DataFrame, target: ClassificationConfig) -> dict[str, Metric]:
     """Share of conformal sets that hold the truth, their mean size, share of abstentions."""
-    sets = [str(s).split(SET_SEPARATOR) if s else [] for s in table["conformal_set"].fillna("")]
-    truth = np.array(classes_of(table))[class_indices(table, target.label)]
-    covered = np.array([t in held for t, held in zip(truth, sets, strict=True)], dtype=float)
-    sizes = np.array([len(held) for held in sets], dtype=float)
+    inside = members_of_sets(table)
+    covered = inside[np.arange(len(table)), class_indices(table, target.label)]
+    sizes = inside.sum(axis=1)
     abstained = table["abstain"].to_numpy(dtype=float)
     return {
         "conformal_coverage": lambda rows: float(covered[rows].mean()),

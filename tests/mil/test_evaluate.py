@@ -70,7 +70,8 @@ def write_members(setting: StudyConfig, method: str, table: pd.DataFrame, *, see
         rows["part"] = rows["patient_id"].map(part_of)
         folder = setting.member_dir("t", method, k, seed)
         write_csv(rows, folder / "predictions.csv")
-        about = {"times": [6, 12, 24], "horizons": [12, 24], "fold": k}
+        decisions = {level: {"quantile": 0.5 if k else "inf"} for level in ("slide", "patient")}
+        about = {"times": [6, 12, 24], "horizons": [12, 24], "fold": k, "decisions": decisions}
         (folder / "fitted.json").write_text(json.dumps(about))
         seal(folder, "run")
 
@@ -84,6 +85,8 @@ def test_metrics_of_all_folds_and_of_each(tmp_path):
         assert set(overall["n"]) == {rows}
         assert set(overall["patients"]) == {120}
     assert set(metrics["fold"]) == {"all", "0", "1", "2", "3"}
+    coverage = metrics[(metrics["metric"] == "conformal_coverage") & (metrics["fold"] == "all")]
+    assert coverage["note"].str.contains("sets of 1 of 4 models: validation too small").all()
     auroc = metrics[(metrics["metric"] == "auroc") & (metrics["level"] == "patient")]
     overall = auroc[auroc["fold"] == "all"].iloc[0]
     assert overall["low"] < overall["value"] < overall["high"]
