@@ -8,20 +8,21 @@ Differs from the paper: an embedding layer stands before the attention, as in CL
 
 from torch import Tensor, nn
 
-from mil.models.base import BagOutput, MilMethod, Step, TrainingOutput
+from mil.models.base import BagOutput, Bags, Step, TrainingOutput
 from mil.models.layers import (
     Activation,
     AttentionScores,
     Embedding,
     Initialisation,
-    Pooled,
     Scoring,
     attention_pool,
     initialise_xavier,
 )
+from mil.models.maskable import Encoded, MaskableMethod
+from mil.models.segments import Segments
 
 
-class Abmil(MilMethod):
+class Abmil(MaskableMethod):
     def __init__(
         self,
         dim: int,
@@ -47,23 +48,26 @@ class Abmil(MilMethod):
         if initialisation == "xavier":
             initialise_xavier(self)
 
-    def pooled(self, bag: Tensor) -> Pooled:
-        """Scores, attention and the bag vector of a bag (tiles, dim), as one branch."""
-        embedded = self.embedding(bag)
-        return attention_pool(self.attention(embedded), embedded)
-
     def forward(self, bag: Tensor) -> BagOutput:
-        pooled = self.pooled(bag)
+        embedded = self.embedding(bag)
+        pooled = attention_pool(self.attention(embedded), embedded, Segments.one(bag))
         return BagOutput(
-            logits=self.classifier(pooled.features)[0],
+            logits=self.classifier(pooled.features[0, 0]),
             scores=pooled.scores,
             attention=pooled.attention[0],
         )
 
-    def training_output(self, bag: Tensor, step: Step) -> TrainingOutput:  # noqa: ARG002 - no schedule
-        logits = self.classifier(self.pooled(bag).features)
-        return TrainingOutput(
-            heads=logits, weights=logits.new_ones(1), penalty=logits.new_zeros(())
+    def training_output(self, bags: Bags, step: Step) -> TrainingOutput:  # noqa: ARG002 - no schedule
+        return self.encode(self.embedding(bags.tiles), bags.segments).output
+
+    def encode(self, embedded: Tensor, segments: Segments) -> Encoded:
+        """Hard tiles are those of high attention; a tile adds a_n h_n to the bag vector."""
+        pooled = attention_pool(self.attention(embedded), embedded, segments)
+        return Encoded(
+            output=TrainingOutput.one_head(self.classifier(pooled.features[:, 0])),
+            features=pooled.features,
+            hardness=lambda: pooled.attention,
+            contributions=lambda: pooled.attention.T * (embedded @ self.classifier.weight.T),
         )
 
     def tile_logits(self, bag: Tensor) -> Tensor:

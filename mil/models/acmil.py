@@ -11,54 +11,61 @@ Differs from the published code: a masked score is -inf, not -1e9, which half pr
 masks come from an explicit generator; a bag that would be masked whole keeps one tile per branch.
 """
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from mil.models.base import BagOutput, MilMethod, Step, TrainingOutput
+from mil.models.base import BagOutput, Bags, MilMethod, Step, TrainingOutput
 from mil.models.layers import Activation, AttentionScores, Embedding, Pooled, attention_pool
+from mil.models.segments import Segments
 
 StkimMode = Literal["count", "bernoulli"]
 
 
-def stkim_draws(scores: Tensor, *, top_k: int, generator: torch.Generator) -> Tensor:
-    """Uniform draws (branches, min(top_k, tiles)) for `stkim_mask`, on the device of the scores."""
-    branches, tiles = scores.shape
-    draws = torch.rand(branches, min(top_k, tiles), generator=generator, device=generator.device)
-    return draws.to(scores.device)
+def stkim_draws(rows: int, segments: Segments, *, top_k: int, generator: torch.Generator) -> Tensor:
+    """Uniform draws (rows, bags, min(top_k, longest bag)) for `stkim_mask`."""
+    shape = (rows, len(segments), min(top_k, segments.longest))
+    return torch.rand(shape, generator=generator, device=generator.device).to(segments.device)
 
 
-def stkim_mask(scores: Tensor, draws: Tensor, *, drop: float, mode: StkimMode) -> Tensor:
-    """Stochastic top-k instance masking: True (branches, tiles) where a raw score is to be masked.
+def stkim_mask(
+    scores: Tensor, draws: Tensor, segments: Segments, *, drop: float, mode: StkimMode
+) -> Tensor:
+    """Stochastic top-k instance masking: True (rows, T) where a raw score is to be masked.
 
-    Column r of the `draws` (branches, k') belongs to the r-th best tile of the branch. `count` (as
-    published code does) masks the floor(k' drop) smallest draws, `bernoulli` (as the paper says)
-    every draw below `drop`. Where that is the whole bag, the tile with the largest draw stays.
+    A row of `scores` (rows, T) is a branch, or a branch's attention head. Entry r of the `draws`
+    (rows, bags, k) belongs to the r-th best tile of that row and bag; a bag of n tiles has
+    k' = min(k, n) candidates. `count` (as published code does) masks the floor(k' drop) smallest
+    draws, `bernoulli` (as the paper says) every draw below `drop`. Where that is the whole bag, the
+    tile with the largest draw stays.
     """
-    candidates, tiles = draws.shape[1], scores.shape[1]
-    best_first = scores.detach().argsort(dim=1, descending=True, stable=True)[:, :candidates]
-    smallest_first = draws.argsort(dim=1, stable=True)
-    if mode == "count":
-        drawn = smallest_first[:, : math.floor(candidates * drop)]
-        masked = torch.zeros_like(draws, dtype=torch.bool).scatter(1, drawn, True)
-    else:
-        masked = draws < drop
-    if candidates == tiles:
-        whole = masked.all(dim=1)
-        masked[whole, smallest_first[whole, -1]] = False
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, best_first, masked)
+    k = draws.shape[2]
+    candidates = segments.lengths.clamp(max=k)[:, None]
+    exists = torch.arange(k, device=draws.device) < candidates
+    draws = draws.masked_fill(~exists, torch.inf)
+    rank = draws.argsort(dim=2, stable=True).argsort(dim=2)
+    counted = rank < (candidates.double() * drop).floor()
+    masked = counted if mode == "count" else draws < drop
+    all_drawn = (masked | ~exists).all(dim=2, keepdim=True)
+    whole_bag = all_drawn & (candidates == segments.lengths[:, None])
+    masked = masked & ~(whole_bag & (rank == candidates - 1))
+    placed = torch.zeros(
+        len(scores), len(segments), segments.longest, dtype=torch.bool, device=scores.device
+    )
+    return segments.packed(placed.scatter(2, segments.best_first(scores, k), masked))
 
 
-def diversity_loss(attention: Tensor) -> Tensor:
-    """Mean cosine between the attention (K, N) of two different branches, K >= 2.
+def diversity_loss(attention: Tensor, segments: Segments) -> Tensor:
+    """Mean cosine between the attention (K, T) of two different branches, K >= 2, bag by bag: (B,).
 
-    No guard against zero is needed: attention sums to 1, so its norm is at least 1/sqrt(N).
+    No guard against zero is needed: attention sums to 1, so its norm is at least 1/sqrt(n).
     """
-    unit = attention / attention.norm(dim=1, keepdim=True)
-    first, second = torch.triu_indices(len(unit), len(unit), offset=1, device=unit.device)
-    return (unit @ unit.T)[first, second].mean()
+    of_bags = segments.padded(attention, 0.0).transpose(0, 1)
+    unit = of_bags / of_bags.norm(dim=2, keepdim=True)
+    branches = len(attention)
+    first, second = torch.triu_indices(branches, branches, offset=1, device=unit.device)
+    return (unit @ unit.mT)[:, first, second].mean(dim=1)
 
 
 class Acmil(MilMethod):
@@ -93,30 +100,39 @@ class Acmil(MilMethod):
 
     def forward(self, bag: Tensor) -> BagOutput:
         embedded = self.embedding(bag)
-        pooled = attention_pool(self.attention(embedded), embedded)
+        pooled = attention_pool(self.attention(embedded), embedded, Segments.one(bag))
         return BagOutput(
-            logits=self._slide_logits(pooled),
+            logits=self._slide_logits(pooled)[0],
             scores=pooled.scores,
             attention=pooled.attention.mean(dim=0),
         )
 
-    def training_output(self, bag: Tensor, step: Step) -> TrainingOutput:
-        embedded = self.embedding(bag)
-        scores = self.attention(embedded)
-        draws = stkim_draws(scores, top_k=self.top_k, generator=step.generator)
-        masked = stkim_mask(scores, draws, drop=self.drop, mode=self.mode)
-        return self.heads(attention_pool(scores.masked_fill(masked, -torch.inf), embedded))
+    def training_output(self, bags: Bags, step: Step) -> TrainingOutput:
+        rows = self.attention.branches
+        draws = stkim_draws(rows, bags.segments, top_k=self.top_k, generator=step.generator)
+        return self.masked_output(bags, draws)
 
-    def heads(self, pooled: Pooled) -> TrainingOutput:
+    def masked_output(self, bags: Bags, draws: Tensor) -> TrainingOutput:
+        """`training_output` under given draws (branches, bags, k) of STKIM."""
+        embedded = self.embedding(bags.tiles)
+        scores = self.attention(embedded)
+        masked = stkim_mask(scores, draws, bags.segments, drop=self.drop, mode=self.mode)
+        scores = scores.masked_fill(masked, -torch.inf)
+        return self.heads(attention_pool(scores, embedded, bags.segments), bags.segments)
+
+    def heads(self, pooled: Pooled, segments: Segments) -> TrainingOutput:
         """Slide head (weight 1), branch heads (1/K each), and the diversity loss as the penalty."""
         slide = self._slide_logits(pooled)
+        if not self.branch_classifiers:
+            return TrainingOutput.one_head(slide)
         branches = [
-            classifier(pooled.features[i]) for i, classifier in enumerate(self.branch_classifiers)
+            classifier(pooled.features[:, i])
+            for i, classifier in enumerate(self.branch_classifiers)
         ]
         heads = torch.stack([slide, *branches])
-        weights = heads.new_full((len(heads),), 1 / max(len(branches), 1))
+        weights = heads.new_full((len(heads),), 1 / len(branches))
         weights[0] = 1
-        penalty = diversity_loss(pooled.attention) if branches else heads.new_zeros(())
+        penalty = diversity_loss(pooled.attention, segments)
         return TrainingOutput(heads=heads, weights=weights, penalty=penalty)
 
     def tile_logits(self, bag: Tensor) -> Tensor:
@@ -125,4 +141,4 @@ class Acmil(MilMethod):
 
     def _slide_logits(self, pooled: Pooled) -> Tensor:
         # mean_i z_i = sum_n abar_n h_n, without a second pass over the tiles
-        return self.slide_classifier(pooled.features.mean(dim=0))
+        return self.slide_classifier(pooled.features.mean(dim=1))

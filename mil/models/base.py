@@ -1,16 +1,49 @@
 """What a MIL method is to the rest of the program.
 
-A method turns a bag into weighted heads plus a penalty; a task turns heads into a loss. The trainer
-knows neither: loss = sum over heads of weight x task loss + penalty.
+A method turns bags into weighted heads plus a penalty; a task turns heads into a loss. The trainer
+knows neither: loss = sum over heads of weight x task loss of the head + mean penalty of the bags.
+
+Training packs several bags into one tensor, without padding; see mil.models.segments.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
+
+from mil.models.segments import Segments
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Bags packed one behind the other: `tiles` (sum of sizes, dim), `segments` where each lies.
+
+    `labels` (bags, outputs) bool: the classes that each bag has, where the task has classes; None
+    for survival and regression. Methods see them in training only.
+    """
+
+    tiles: Tensor
+    segments: Segments
+    labels: Tensor | None = None
+
+    @classmethod
+    def pack(cls, bags: Sequence[Tensor], labels: Tensor | None = None) -> Self:
+        tiles = bags[0] if len(bags) == 1 else torch.cat(list(bags))
+        return cls(tiles, Segments(tuple(map(len, bags)), tiles.device), labels)
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    def one_by_one(self) -> list[tuple[Tensor, Tensor | None]]:
+        """The tiles and the labels (outputs,) of every bag."""
+        tiles = self.tiles.split(self.segments.sizes)
+        labels = [None] * len(tiles) if self.labels is None else list(self.labels)
+        return list(zip(tiles, labels, strict=True))
 
 
 @dataclass(frozen=True)
@@ -18,7 +51,8 @@ class BagOutput:
     """A model's answer to one bag, outside training: nothing is masked.
 
     `logits` (outputs,); `scores` (branches, tiles) before the softmax over tiles; `attention`
-    (tiles,), the mean over branches of the softmaxed scores, summing to 1.
+    (tiles,) sums to 1: the mean over branches of the softmaxed scores, unless the method says how
+    else it weighs tiles.
     """
 
     logits: Tensor
@@ -28,11 +62,17 @@ class BagOutput:
 
 @dataclass(frozen=True)
 class TrainingOutput:
-    """`heads` (heads, outputs), `weights` (heads,) of their task losses, `penalty` a scalar."""
+    """`heads` (heads, bags, outputs), `weights` (heads,) of their losses, `penalty` (bags,)."""
 
     heads: Tensor
     weights: Tensor
     penalty: Tensor
+
+    @classmethod
+    def one_head(cls, logits: Tensor, penalty: Tensor | None = None) -> Self:
+        """A single head of weight 1 with `logits` (bags, outputs)."""
+        nothing = logits.new_zeros(len(logits))
+        return cls(logits[None], logits.new_ones(1), nothing if penalty is None else penalty)
 
 
 @dataclass(frozen=True)
@@ -50,12 +90,12 @@ class MilMethod(nn.Module, ABC):
         """The unmasked answer to a bag (tiles, dim)."""
 
     @abstractmethod
-    def training_output(self, bag: Tensor, step: Step) -> TrainingOutput:
-        """The heads and the penalty of one training step on a bag (tiles, dim)."""
+    def training_output(self, bags: Bags, step: Step) -> TrainingOutput:
+        """The heads and the penalties of one training step on some bags."""
 
     @abstractmethod
     def tile_logits(self, bag: Tensor) -> Tensor:
-        """The answer to each tile as a bag of its own: (tiles, outputs)."""
+        """The answer to each tile alone: (tiles, outputs)."""
 
     def after_update(self, step: Step) -> None:
         """Runs after every optimiser step, and after backward: a momentum teacher moves here."""
@@ -68,4 +108,20 @@ class MilMethod(nn.Module, ABC):
         """Takes over the trained `baseline`; called once, before the first training step."""
         raise TypeError(
             f"{type(self).__name__} has no baseline stage, yet was given {type(baseline).__name__}"
+        )
+
+
+class PerBagMethod(MilMethod):
+    """A method whose computation knows one bag at a time."""
+
+    @abstractmethod
+    def bag_output(self, bag: Tensor, labels: Tensor | None, step: Step) -> TrainingOutput:
+        """`training_output` of one bag (tiles, dim), its `labels` (outputs,) bool or None."""
+
+    def training_output(self, bags: Bags, step: Step) -> TrainingOutput:
+        outputs = [self.bag_output(bag, labels, step) for bag, labels in bags.one_by_one()]
+        return TrainingOutput(
+            heads=torch.cat([out.heads for out in outputs], dim=1),
+            weights=outputs[0].weights,
+            penalty=torch.cat([out.penalty for out in outputs]),
         )

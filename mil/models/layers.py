@@ -12,7 +12,11 @@ Shapes: x (tiles, dim), h (tiles, hidden), s and a (branches, tiles), z (branche
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from mil.models.segments import Segments
 
 Scoring = Literal["gated", "tanh", "relu"]
 Activation = Literal["relu", "gelu"]
@@ -21,7 +25,7 @@ Initialisation = Literal["kaiming", "xavier"]
 
 @dataclass(frozen=True)
 class Pooled:
-    """`scores`, `attention` (branches, tiles); `features` (branches, hidden), the bag vectors."""
+    """`scores`, `attention` (branches, tiles of all bags); `features` (bags, branches, hidden)."""
 
     scores: Tensor
     attention: Tensor
@@ -34,7 +38,7 @@ class Embedding(nn.Module):
     ) -> None:
         super().__init__()
         self.linear = nn.Linear(dim, hidden_dim, bias=bias)
-        self.activation = nn.ReLU() if activation == "relu" else nn.GELU()
+        self.activation = nn.ReLU(inplace=True) if activation == "relu" else nn.GELU()
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, bag: Tensor) -> Tensor:
@@ -59,20 +63,30 @@ class AttentionScores(nn.Module):
         self.U = nn.Linear(hidden_dim, attention_dim, bias=bias) if scoring == "gated" else None
         self.w = nn.Linear(attention_dim, branches, bias=bias)
         self.scoring: Scoring = scoring
+        self.branches = branches
 
     def forward(self, embedded: Tensor) -> Tensor:
         """(tiles, hidden) -> (branches, tiles)."""
-        projected = self.V(embedded)
-        projected = projected.relu() if self.scoring == "relu" else projected.tanh()
         if self.U is not None:
-            projected = projected * self.U(embedded).sigmoid()
+            projected = self._gated(embedded, self.U)
+        elif self.scoring == "tanh":
+            projected = self.V(embedded).tanh()
+        else:
+            projected = self.V(embedded).relu()
         return self.w(projected).T
 
+    def _gated(self, embedded: Tensor, gate: nn.Linear) -> Tensor:
+        """One product with [V; U]: half the passes over the tiles that two would take."""
+        weight = torch.cat([self.V.weight, gate.weight])
+        bias = None if self.V.bias is None else torch.cat([self.V.bias, gate.bias])
+        values, gates = functional.linear(embedded, weight, bias).chunk(2, dim=1)
+        return values.tanh() * gates.sigmoid()
 
-def attention_pool(scores: Tensor, embedded: Tensor) -> Pooled:
-    """Softmax over tiles and the weighted sums of the tiles; a score of -inf takes a tile out."""
-    attention = scores.softmax(dim=1)
-    return Pooled(scores=scores, attention=attention, features=attention @ embedded)
+
+def attention_pool(scores: Tensor, embedded: Tensor, segments: Segments) -> Pooled:
+    """Softmax and weighted sums over each bag's tiles; a score of -inf takes a tile out."""
+    attention = segments.softmax(scores)
+    return Pooled(scores, attention, features=segments.pool(attention, embedded))
 
 
 def initialise_xavier(module: nn.Module) -> None:

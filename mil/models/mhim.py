@@ -1,30 +1,40 @@
-"""MHIM-MIL v1 with an ABMIL base (Tang et al., ICCV 2023, arXiv:2307.15254).
+"""MHIM-MIL: masked hard instance mining on a base model, v1 and v2 as one method with switches.
 
-    teacher (no gradient): F_t, a_t = bag vector and attention of the whole bag
-    masked = random(beta_r) | lowest(beta_l) of a_t | part of highest(beta_h(t)) of a_t
-    student on the kept tiles: F_s, logits
-    L = task(logits) + alpha * -sum_d softmax(F_t / 0.1)_d log softmax(F_s / 1.0)_d    d: features
+    teacher (no gradient): F_t, hardness_n = what it makes of the whole bag
+    masked = random(beta_r) | low(beta_l) of hardness | part of high(beta_h(t)) of hardness
+    v2: of the L tiles left floor(L keep_ratio) stay, and the others become k recycled tokens
+    student on the tiles that stay (and the tokens): F_s, heads
+    L = task(heads) + alpha * mean_rows -sum_d softmax(F_t / 0.1)_d log softmax(F_s / 1.0)_d
     after the step: theta_t <- m theta_t + (1 - m) theta_s
 
+v1: Tang et al., ICCV 2023, arXiv:2307.15254; hardness is the base's own, for ABMIL its attention.
+v2: Tang et al., IJCV 2025; hardness is how sure of a class a tile's contribution is.
+F are bag vectors (rows, hidden), d their features. Masks: `mhim_masks`; tokens: `recycle`.
 A plain base model is trained first; the teacher starts with all its weights, the student with those
-of its embedding alone. Inference is the student on the whole bag.
+of its embedding (v1) or none (v2). Inference is the student on the whole bag.
 Differs from the published code: the teacher's dropout is off unless asked for (untrained, two
 passes with it share a quarter of their hardest tiles); kept tiles stay in the bag's order; a bag is
-never masked whole: its best tile stays; the student embeds kept tiles alone, to the same values.
+never masked whole: its hardest tile stays; the student embeds the tiles it needs alone, to the same
+values; a bag without tiles to recycle gets no tokens.
 """
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
-from mil.models.abmil import Abmil
-from mil.models.base import BagOutput, MilMethod, Step, TrainingOutput
+from mil.models.base import BagOutput, Bags, MilMethod, Step, TrainingOutput
+from mil.models.maskable import Encoded, MaskableMethod
+from mil.models.mhim_masks import MaskDraws, MaskRules, Parts, certainty, hard_tile_mask, part_tiles
+from mil.models.recycle import RecycleNetwork
+from mil.models.segments import Segments
 
 Schedule = Literal["constant", "cosine"]
+Hardness = Literal["attention", "instance_probability"]
+StudentStart = Literal["none", "embedding", "all"]
 
 
 def cosine_schedule(start: float, end: float, *, index: int, total: int) -> float:
@@ -32,86 +42,29 @@ def cosine_schedule(start: float, end: float, *, index: int, total: int) -> floa
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * index / total))
 
 
-@dataclass(frozen=True)
-class MaskRules:
-    """Shares of a bag's tiles that each rule masks, every count being taken on the whole bag.
-
-    `high_share` (hr in the paper's code): the ceil(N high / high_share) hardest tiles are
-    candidates, and this share of them, drawn at random, is masked.
-    """
-
-    random: float
-    low: float
-    high: float
-    high_share: float
-
-    def high_candidates(self, tiles: int) -> int:
-        return math.ceil(tiles * min(self.high / self.high_share, 1.0))
-
-    def high_masked(self, tiles: int) -> int:
-        """If candidates would exceed the bag, all tiles are candidates and `high` is the share."""
-        share = max(self.high_share, self.high)
-        candidates = self.high_candidates(tiles)
-        return candidates if share >= 1 else math.ceil(share * candidates)
-
-
-@dataclass(frozen=True)
-class MaskDraws:
-    """Permutations whose first entries are masked: `random` of all ranks, the lowest score having
-    rank 0; `high` of the candidates' ranks, the highest score having rank 0.
-    """
-
-    random: Tensor
-    high: Tensor
-
-    @classmethod
-    def draw(cls, tiles: int, rules: MaskRules, generator: torch.Generator) -> Self:
-        device = generator.device
-        high = rules.high_candidates(tiles)
-        return cls(
-            random=torch.randperm(tiles, generator=generator, device=device),
-            high=torch.randperm(high, generator=generator, device=device),
-        )
-
-
-def hard_tile_mask(scores: Tensor, rules: MaskRules, draws: MaskDraws) -> Tensor:
-    """True (tiles,) where the student must do without; `scores` (tiles,), ties by position.
-
-    Never the whole bag: if the rules together would take it, the tile with the best score stays.
-    """
-    tiles = len(scores)
-    lowest_first = scores.argsort(stable=True)
-    highest_first = scores.argsort(descending=True, stable=True)
-    at_random = draws.random.to(scores.device)[: math.ceil(tiles * rules.random)]
-    hard = draws.high.to(scores.device)[: rules.high_masked(tiles)]
-    masked = torch.zeros(tiles, dtype=torch.bool, device=scores.device)
-    masked[lowest_first[at_random]] = True
-    masked[lowest_first[: math.ceil(tiles * rules.low)]] = True
-    masked[highest_first[hard]] = True
-    if masked.all():
-        masked[highest_first[0]] = False
-    return masked
-
-
 def consistency_loss(
     student: Tensor, teacher: Tensor, *, student_temperature: float, teacher_temperature: float
 ) -> Tensor:
-    """Cross-entropy between the softmaxed features of two bag vectors (hidden,); no centring."""
+    """Cross-entropy between softmaxed features (B, rows, hidden), mean over rows: (B,)."""
     target = (teacher / teacher_temperature).softmax(dim=-1)
-    return -(target * (student / student_temperature).log_softmax(dim=-1)).sum()
+    predicted = (student / student_temperature).log_softmax(dim=-1)
+    return -(target * predicted).sum(dim=-1).mean(dim=-1)
 
 
 class Mhim(MilMethod):
     """`model` becomes the student; the teacher starts as its copy, until `adopt`.
 
-    The teacher's weights are parameters without gradient, so that checkpoints hold them.
+    The teacher's weights are parameters without gradient, so that checkpoints hold them. `recycle`
+    is needed where `rules.keep_ratio` is below 1; `merge_test` has its tokens, of all tiles, join
+    the bag at inference too.
     """
 
     def __init__(
         self,
-        model: Abmil,
+        model: MaskableMethod,
         *,
         rules: MaskRules,
+        score: Hardness,
         high_schedule: Schedule,
         consistency_weight: float,
         student_temperature: float,
@@ -119,11 +72,20 @@ class Mhim(MilMethod):
         momentum: float,
         momentum_schedule: Schedule,
         teacher_dropout: bool,
+        student_init: StudentStart,
+        recycle: RecycleNetwork | None,
+        merge_test: bool,
     ) -> None:
         super().__init__()
+        if recycle is None and (rules.keep_ratio < 1 or merge_test):
+            raise ValueError(
+                f"keep_ratio {rules.keep_ratio} and merge_test {merge_test} need a recycle network"
+            )
         self.student = model
         self.teacher = copy.deepcopy(model).requires_grad_(False)
+        self.recycle = recycle
         self.rules = rules
+        self.score: Hardness = score
         self.high_schedule: Schedule = high_schedule
         self.consistency_weight = consistency_weight
         self.student_temperature = student_temperature
@@ -131,6 +93,8 @@ class Mhim(MilMethod):
         self.momentum = momentum
         self.momentum_schedule: Schedule = momentum_schedule
         self.teacher_dropout = teacher_dropout
+        self.student_init: StudentStart = student_init
+        self.merge_test = merge_test
         self.train()
 
     def train(self, mode: bool = True) -> Self:
@@ -139,18 +103,25 @@ class Mhim(MilMethod):
         return self
 
     def forward(self, bag: Tensor) -> BagOutput:
-        return self.student(bag)
+        """With `merge_test` the tokens change the logits; scores and attention are of tiles."""
+        output = self.student(bag)
+        if self.recycle is None or not self.merge_test:
+            return output
+        embedded = self.student.embedding(bag)
+        tokens = self.recycle(embedded, Segments.one(embedded))
+        merged = torch.cat([embedded, tokens[0]])
+        return replace(output, logits=_answer(self.student.encode(merged, Segments.one(merged))))
 
-    def training_output(self, bag: Tensor, step: Step) -> TrainingOutput:
+    def training_output(self, bags: Bags, step: Step) -> TrainingOutput:
         rules = self.rules_at(step.index, step.total)
-        return self.masked_output(bag, rules, MaskDraws.draw(len(bag), rules, step.generator))
+        return self.masked_output(bags, rules, MaskDraws.draw(bags.segments, step.generator))
 
     def rules_at(self, index: int, total: int) -> MaskRules:
         """The mask rules of one step: the share of hard tiles may decay to zero."""
         if self.high_schedule == "constant":
             return self.rules
         high = cosine_schedule(self.rules.high, 0.0, index=index, total=total)
-        return MaskRules(self.rules.random, self.rules.low, high, self.rules.high_share)
+        return replace(self.rules, high=high)
 
     def momentum_at(self, index: int, total: int) -> float:
         """The teacher's momentum of one step: it may rise to 1."""
@@ -158,24 +129,29 @@ class Mhim(MilMethod):
             return self.momentum
         return cosine_schedule(self.momentum, 1.0, index=index, total=total)
 
-    def masked_output(self, bag: Tensor, rules: MaskRules, draws: MaskDraws) -> TrainingOutput:
+    def masked_output(self, bags: Bags, rules: MaskRules, draws: MaskDraws) -> TrainingOutput:
         """`training_output` under given rules and draws."""
         with torch.no_grad():
-            teacher = self.teacher.pooled(bag)
-        masked = hard_tile_mask(teacher.attention[0], rules, draws)
-        student = self.student.pooled(bag[~masked])
-        heads = self.student.classifier(student.features)
+            teacher = self.teacher.encode(self.teacher.embedding(bags.tiles), bags.segments)
+            masked = hard_tile_mask(self.hardness(teacher), bags.segments, rules, draws)
+            parts = part_tiles(masked, bags.segments, rules, draws)
+        student = self.student.encode(*self._student_pack(bags.tiles, parts))
         consistency = consistency_loss(
-            student.features[0],
-            teacher.features[0],
+            student.features,
+            teacher.features,
             student_temperature=self.student_temperature,
             teacher_temperature=self.teacher_temperature,
         )
-        return TrainingOutput(
-            heads=heads, weights=heads.new_ones(1), penalty=self.consistency_weight * consistency
-        )
+        return replace(student.output, penalty=self.consistency_weight * consistency)
+
+    def hardness(self, teacher: Encoded) -> Tensor:
+        """(votes, T): how hard to do without each tile is, by the rule that `score` names."""
+        if self.score == "attention":
+            return teacher.hardness()
+        return certainty(teacher.contributions())[None]
 
     def tile_logits(self, bag: Tensor) -> Tensor:
+        """The student's; no tokens join a tile that is asked alone."""
         return self.student.tile_logits(bag)
 
     @torch.no_grad()
@@ -184,15 +160,46 @@ class Mhim(MilMethod):
         pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
         for teacher, student in pairs:
             teacher.mul_(momentum).add_(student, alpha=1 - momentum)
+        if self.recycle is not None:
+            self.recycle.move_queries()
 
-    def baseline(self) -> Abmil:
+    def baseline(self) -> MaskableMethod:
         """The base model alone, with the student's initial weights; trainable, no teacher."""
         return copy.deepcopy(self.student)
 
     def adopt(self, baseline: MilMethod) -> None:
-        if not isinstance(baseline, Abmil):
+        if not isinstance(baseline, type(self.student)):
             raise TypeError(
-                f"MHIM's baseline is an Abmil (see `baseline`), got {type(baseline).__name__}"
+                f"this MHIM's baseline is an {type(self.student).__name__} (see `baseline`), got "
+                f"{type(baseline).__name__}"
             )
         self.teacher.load_state_dict(baseline.state_dict())
-        self.student.embedding.load_state_dict(baseline.embedding.state_dict())
+        if self.student_init == "all":
+            self.student.load_state_dict(baseline.state_dict())
+        elif self.student_init == "embedding":
+            self.student.embedding.load_state_dict(baseline.embedding.state_dict())
+
+    def _student_pack(self, tiles: Tensor, parts: Parts) -> tuple[Tensor, Segments]:
+        """The embedded tiles that stay, each bag's tokens behind them, and where the bags lie."""
+        embedded = self.student.embedding(tiles[torch.cat([parts.kept, parts.recycled])])
+        if self.recycle is None or not len(parts.recycled):
+            return embedded, Segments(parts.kept_sizes, tiles.device)
+        kept, recycled = embedded.split([len(parts.kept), len(parts.recycled)])
+        givers = [size for size in parts.recycled_sizes if size]
+        tokens = self.recycle(recycled, Segments(givers, tiles.device))
+        if self.training:
+            self.recycle.remember(tokens)
+        of_giver = iter(tokens)
+        bags = [
+            [bag, next(of_giver)] if size else [bag]
+            for bag, size in zip(kept.split(parts.kept_sizes), parts.recycled_sizes, strict=True)
+        ]
+        sizes = [sum(map(len, pieces)) for pieces in bags]
+        packed = torch.cat([piece for pieces in bags for piece in pieces])
+        return packed, Segments(sizes, tiles.device)
+
+
+def _answer(bag: Encoded) -> Tensor:
+    """The logits (outputs,) of one bag: its heads by their weights, as every base answers."""
+    weights = bag.output.weights / bag.output.weights.sum()
+    return (weights[:, None] * bag.output.heads[:, 0]).sum(dim=0)

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from mil.models.abmil import Abmil
+from mil.models.base import Bags, Step
 
 TOLERANCE = 1e-10
 CLASSIFIER = {"classifier.weight": "cls_w", "classifier.bias": "cls_b"}
@@ -82,8 +83,12 @@ def test_loss_and_gradients_equal_the_golden_arrays(shared):
     model, arrays, names = load(shared, "gated")
     for tiles in numbers(arrays, r"loss_(\d+)"):
         model.zero_grad()
-        logits = model(tensor(arrays[f"x_{tiles}"])).logits
-        loss = functional.cross_entropy(logits, tensor(arrays[f"label_{tiles}"]))
+        bags = Bags.pack([tensor(arrays[f"x_{tiles}"])])
+        output = model.training_output(bags, Step(0, 1, torch.Generator()))
+        assert output.weights.tolist() == [1.0]
+        assert output.penalty.tolist() == [0.0]
+        label = tensor(arrays[f"label_{tiles}"])[None]
+        loss = functional.cross_entropy(output.heads[0], label)
         assert_close(loss, arrays[f"loss_{tiles}"], f"loss_{tiles}")
         loss.backward()
         parameters = dict(model.named_parameters())

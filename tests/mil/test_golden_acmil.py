@@ -9,7 +9,9 @@ import torch
 from torch.nn import functional
 
 from mil.models.acmil import Acmil, diversity_loss, stkim_mask
+from mil.models.base import Bags
 from mil.models.layers import attention_pool
+from mil.models.segments import Segments
 
 TOLERANCE = 1e-10
 SHARED_WEIGHTS = {
@@ -96,16 +98,23 @@ def model(arrays, names, drop):
 def masked_pooling(model, arrays, tiles):
     """The masked forward with the golden draws: mask, masked scores, pooled bag."""
     embedded = model.embedding(tensor(arrays[f"x_{tiles}"]))
-    scores = model.attention(embedded)
-    mask = stkim_mask(scores, tensor(arrays[f"rand_{tiles}"]), drop=model.drop, mode=model.mode)
-    return mask, attention_pool(scores.masked_fill(mask, -math.inf), embedded)
+    scores, segments = model.attention(embedded), Segments.one(embedded)
+    draws = tensor(arrays[f"rand_{tiles}"])[:, None]
+    mask = stkim_mask(scores, draws, segments, drop=model.drop, mode=model.mode)
+    return mask, attention_pool(scores.masked_fill(mask, -math.inf), embedded, segments)
+
+
+def heads_of(model, pooled):
+    """Heads (K + 1, 1, outputs), weights and penalty (1,) of a pooled bag."""
+    return model.heads(pooled, Segments((pooled.scores.shape[1],), pooled.scores.device))
 
 
 def losses(model, pooled, label):
-    output = model.heads(pooled)
+    output = heads_of(model, pooled)
     labels = label.expand(len(output.heads))
-    per_head = output.weights * functional.cross_entropy(output.heads, labels, reduction="none")
-    return per_head[0], per_head[1:].sum(), output.penalty
+    per_head = functional.cross_entropy(output.heads[:, 0], labels, reduction="none")
+    per_head = output.weights * per_head
+    return per_head[0], per_head[1:].sum(), output.penalty[0]
 
 
 def test_forward_equals_the_golden_arrays(model, arrays, bag_sizes):
@@ -117,10 +126,10 @@ def test_forward_equals_the_golden_arrays(model, arrays, bag_sizes):
         assert_close(output.attention, arrays[f"eval_bag_attn_{tiles}"], f"eval_bag_attn_{tiles}")
         assert_close(output.logits[None], arrays[f"eval_slide_{tiles}"], f"eval_slide_{tiles}")
         embedded = model.embedding(bag)
-        pooled = attention_pool(model.attention(embedded), embedded)
-        feature = pooled.features.mean(dim=0, keepdim=True)
+        pooled = attention_pool(model.attention(embedded), embedded, Segments.one(bag))
+        feature = pooled.features.mean(dim=1)
         assert_close(feature, arrays[f"eval_bag_feat_{tiles}"], f"eval_bag_feat_{tiles}")
-        heads = model.heads(pooled).heads
+        heads = heads_of(model, pooled).heads[:, 0]
         assert_close(heads[1:], arrays[f"eval_sub_{tiles}"], f"eval_sub_{tiles}")
 
 
@@ -134,7 +143,7 @@ def test_masks_and_masked_heads_equal_the_golden_arrays(model, arrays, bag_sizes
         assert_close(pooled.scores[~mask], scores[~golden], f"train_scores_{tiles}")
         assert (scores[golden] < scores[~golden].min()).all()
         assert torch.equal(pooled.attention == 0, mask)
-        heads = model.heads(pooled).heads
+        heads = heads_of(model, pooled).heads[:, 0]
         assert_close(heads[:1], arrays[f"train_slide_{tiles}"], f"train_slide_{tiles}")
         assert_close(heads[1:], arrays[f"train_sub_{tiles}"], f"train_sub_{tiles}")
 
@@ -148,6 +157,21 @@ def test_losses_equal_the_golden_arrays(model, arrays, bag_sizes):
         assert_close(diversity, arrays[f"loss_div_{tiles}"], f"loss_div_{tiles}")
         total = slide + branches + diversity
         assert_close(total, arrays[f"loss_total_{tiles}"], f"loss_total_{tiles}")
+
+
+def test_bags_in_one_pack_have_the_golden_heads_and_losses(model, arrays, bag_sizes):
+    assert len(bag_sizes) > 1
+    bags = Bags.pack([tensor(arrays[f"x_{tiles}"]) for tiles in bag_sizes])
+    draws = torch.ones(len(arrays["w_att_w_w"]), len(bag_sizes), model.top_k)
+    for place, tiles in enumerate(bag_sizes):  # of a bag with fewer tiles the last ones are unused
+        golden = tensor(arrays[f"rand_{tiles}"])
+        draws[:, place, : golden.shape[1]] = golden
+    output = model.masked_output(bags, draws)
+    for place, tiles in enumerate(bag_sizes):
+        heads = output.heads[:, place]
+        assert_close(heads[:1], arrays[f"train_slide_{tiles}"], f"train_slide_{tiles}")
+        assert_close(heads[1:], arrays[f"train_sub_{tiles}"], f"train_sub_{tiles}")
+        assert_close(output.penalty[place], arrays[f"loss_div_{tiles}"], f"loss_div_{tiles}")
 
 
 def test_gradients_equal_the_golden_arrays(model, arrays, bag_sizes, names):
@@ -172,4 +196,5 @@ def test_diversity_loss_is_the_mean_cosine_of_pairs(arrays, bag_sizes):
             for j in range(i)
         ]
         expected = torch.stack(pairs).mean().numpy()
-        assert_close(diversity_loss(attention), expected, f"pairs of {tiles}")
+        ours = diversity_loss(attention, Segments((tiles,), attention.device))
+        assert_close(ours[0], expected, f"pairs of {tiles}")

@@ -8,8 +8,10 @@ import torch
 from torch.nn import functional
 
 from mil.models.abmil import Abmil
-from mil.models.base import Step
-from mil.models.mhim import MaskDraws, MaskRules, Mhim, cosine_schedule, hard_tile_mask
+from mil.models.base import Bags, Step
+from mil.models.mhim import Mhim, cosine_schedule
+from mil.models.mhim_masks import MaskDraws, MaskRules, hard_tile_mask, part_tiles
+from mil.models.segments import Segments
 
 TOLERANCE = 1e-10
 WEIGHTS = {
@@ -86,51 +88,98 @@ def build(arrays, setting, prefix):
         momentum=0.9999,
         momentum_schedule="constant",
         teacher_dropout=False,
+        score="attention",
+        student_init="embedding",
+        recycle=None,
+        merge_test=False,
     )
     method.student.load_state_dict(weights(arrays, f"{setting}_student_"))
     method.teacher.load_state_dict(weights(arrays, f"{setting}_teacher_"))
     return method, cfg
 
 
+def first_in_order(permutation, order):
+    """Draws of every tile, such that tile order[permutation[j]] has the j-th smallest."""
+    draws = torch.ones(len(order), dtype=torch.float64)
+    draws[order[tensor(permutation)]] = torch.linspace(0, 0.5, len(permutation)).double()
+    return draws
+
+
 def rules_and_draws(method, cfg, arrays, prefix):
+    """Golden permutations are of ranks: from the lowest score (random), from the highest (high)."""
     total = len(cfg["mrh_sche"]) if "mrh_sche" in cfg else 1
     rules = method.rules_at(int(arrays[f"{prefix}iteration"]), total)
-    tiles = len(arrays[f"{prefix}x"])
+    scores = tensor(arrays[f"{prefix}teacher_attn"])[0]
+    tiles = len(scores)
+    candidates = int(rules.high_candidates(torch.tensor(tiles)))
     # a permutation is absent where the rule takes none or all of its candidates
     random = arrays.get(f"{prefix}perm_random", np.arange(tiles))
-    high = arrays.get(f"{prefix}perm_high", np.arange(rules.high_candidates(tiles)))
-    return rules, MaskDraws(random=tensor(random), high=tensor(high))
+    high = arrays.get(f"{prefix}perm_high", np.arange(candidates))
+    assert len(high) == candidates
+    return rules, MaskDraws(
+        random=first_in_order(random, scores.argsort()),
+        high=first_in_order(high, scores.argsort(descending=True)),
+        keep=torch.zeros(tiles),
+    )
+
+
+def encode(model, bag):
+    return model.encode(model.embedding(bag), Segments.one(bag))
 
 
 def test_teacher_and_masks_equal_the_golden_arrays(arrays, bags):
     for setting, prefix in bags:
         method, cfg = build(arrays, setting, prefix)
         bag = tensor(arrays[f"{prefix}x"])
-        teacher = method.teacher.pooled(bag)
-        assert_close(teacher.features, arrays[f"{prefix}teacher_feat"], f"{prefix}teacher_feat")
-        assert_close(teacher.attention, arrays[f"{prefix}teacher_attn"], f"{prefix}teacher_attn")
+        teacher = encode(method.teacher, bag)
+        assert_close(teacher.features[0], arrays[f"{prefix}teacher_feat"], f"{prefix}teacher_feat")
+        attention = method.teacher(bag).attention[None]
+        assert_close(attention, arrays[f"{prefix}teacher_attn"], f"{prefix}teacher_attn")
         rules, draws = rules_and_draws(method, cfg, arrays, prefix)
         assert_close(rules.high, arrays[f"{prefix}mask_ratio_h_used"], f"{prefix}ratio")
-        masked = hard_tile_mask(teacher.attention[0], rules, draws)
+        segments = Segments.one(bag)
+        masked = hard_tile_mask(method.hardness(teacher), segments, rules, draws)
         assert masked.nonzero()[:, 0].tolist() == arrays[f"{prefix}masked_ids"].tolist(), prefix
-        assert (~masked).nonzero()[:, 0].tolist() == arrays[f"{prefix}keep_ids"].tolist(), prefix
+        parts = part_tiles(masked, segments, rules, draws)
+        assert parts.kept.tolist() == arrays[f"{prefix}keep_ids"].tolist(), prefix
+        assert (parts.recycled.tolist(), parts.recycled_sizes) == ([], [0])
 
 
 def test_student_losses_and_inference_equal_the_golden_arrays(arrays, bags):
     for setting, prefix in bags:
         method, cfg = build(arrays, setting, prefix)
         bag, label = tensor(arrays[f"{prefix}x"]), tensor(arrays[f"{prefix}label"])[None]
-        output = method.masked_output(bag, *rules_and_draws(method, cfg, arrays, prefix))
+        rules, draws = rules_and_draws(method, cfg, arrays, prefix)
+        output = method.masked_output(Bags.pack([bag]), rules, draws)
         assert output.weights.tolist() == [1.0]
-        assert_close(output.heads, arrays[f"{prefix}student_logits"], f"{prefix}student_logits")
-        task_loss = functional.cross_entropy(output.heads, label)
+        assert_close(output.heads[0], arrays[f"{prefix}student_logits"], f"{prefix}student_logits")
+        task_loss = functional.cross_entropy(output.heads[0], label)
         assert_close(task_loss, arrays[f"{prefix}loss_ce"], f"{prefix}loss_ce")
-        consistency = output.penalty / float(arrays[f"{prefix}alpha"])
+        consistency = output.penalty[0] / float(arrays[f"{prefix}alpha"])
         assert_close(consistency, arrays[f"{prefix}loss_cons"], f"{prefix}loss_cons")
-        total = task_loss + output.penalty
+        total = task_loss + output.penalty[0]
         assert_close(total, arrays[f"{prefix}loss_total"], f"{prefix}loss_total")
         inference = method.eval()(bag).logits[None]
         assert_close(inference, arrays[f"{prefix}test_logits"], f"{prefix}test_logits")
+
+
+def test_bags_in_one_pack_have_the_golden_logits_and_penalties(arrays, bags):
+    for setting in {setting for setting, _ in bags}:
+        prefixes = [prefix for s, prefix in bags if s == setting]
+        assert len(prefixes) > 1
+        method, cfg = build(arrays, setting, prefixes[0])
+        pack = Bags.pack([tensor(arrays[f"{prefix}x"]) for prefix in prefixes])
+        both = [rules_and_draws(method, cfg, arrays, prefix) for prefix in prefixes]
+        assert both[0][0] == both[-1][0]
+        draws = MaskDraws(
+            *(torch.cat([vars(d)[rule] for _, d in both]) for rule in vars(both[0][1]))
+        )
+        output = method.masked_output(pack, both[0][0], draws)
+        for place, prefix in enumerate(prefixes):
+            logits = arrays[f"{prefix}student_logits"][0]
+            assert_close(output.heads[0, place], logits, f"{prefix}student_logits")
+            consistency = output.penalty[place] / float(arrays[f"{prefix}alpha"])
+            assert_close(consistency, arrays[f"{prefix}loss_cons"], f"{prefix}loss_cons")
 
 
 def test_gradients_one_adam_step_and_ema_equal_the_golden_arrays(arrays, bags):
@@ -141,8 +190,9 @@ def test_gradients_one_adam_step_and_ema_equal_the_golden_arrays(arrays, bags):
         # the published optimiser; the teacher is among the parameters, and must not move by it
         adam = torch.optim.Adam(method.parameters(), lr=2e-4, weight_decay=1e-5)
         bag, label = tensor(arrays[f"{prefix}x"]), tensor(arrays[f"{prefix}label"])[None]
-        output = method.masked_output(bag, *rules_and_draws(method, cfg, arrays, prefix))
-        (functional.cross_entropy(output.heads, label) + output.penalty).backward()
+        rules, draws = rules_and_draws(method, cfg, arrays, prefix)
+        output = method.masked_output(Bags.pack([bag]), rules, draws)
+        (functional.cross_entropy(output.heads[0], label) + output.penalty[0]).backward()
         student = dict(method.student.named_parameters())
         for ours, name in WEIGHTS.items():
             assert_close(student[ours].grad, arrays[f"{prefix}grad_{name}"], f"{prefix}{name}")

@@ -7,26 +7,45 @@ import pytest
 import torch
 from torch import nn
 
-from mil.models.base import Step
+from mil.models.base import Bags, Step
 from mil.models.build import build_method
 from mil.models.config import AcmilConfig, MhimConfig
+from mil.models.mhim import Mhim, consistency_loss
 
 DIM, OUTPUTS = 12, 3
 SMALL = {"hidden_dim": 8, "attention_dim": 4}
+V2 = {
+    "preset": "v2",
+    "mask_high": 0.2,
+    "recycled_tokens": 2,
+    "recycle_head_dim": 4,
+    "recycle_dropout": 0.0,
+    "dropout": 0.0,
+}
 
 
-def make_bag(tiles):
-    return torch.randn(tiles, DIM, generator=torch.Generator().manual_seed(0))
+def make_bag(tiles, *, seed=0):
+    return torch.randn(tiles, DIM, generator=torch.Generator().manual_seed(seed))
 
 
-def make_step():
-    return Step(index=0, total=10, generator=torch.Generator().manual_seed(0))
+def make_step(*, seed=0):
+    return Step(index=0, total=10, generator=torch.Generator().manual_seed(seed))
+
+
+def training_output(method, *bags, seed=0):
+    return method.training_output(Bags.pack(bags), make_step(seed=seed))
+
+
+def build(config):
+    torch.manual_seed(0)
+    method = build_method(config, DIM, OUTPUTS)
+    assert isinstance(method, Mhim)
+    return method
 
 
 @pytest.fixture
 def mhim():
-    torch.manual_seed(0)
-    return build_method(MhimConfig(**SMALL, dropout=0.25, momentum=0.75), DIM, OUTPUTS)
+    return build(MhimConfig(**SMALL, dropout=0.25, momentum=0.75))
 
 
 def fill(model, value):
@@ -100,7 +119,7 @@ def test_adopt_gives_all_to_the_teacher_and_the_embedding_to_the_student(mhim):
 
 
 def test_adopt_refuses_another_method_and_another_shape(mhim):
-    with pytest.raises(TypeError, match="baseline is an Abmil"):
+    with pytest.raises(TypeError, match=r"baseline is an Abmil.*got Acmil"):
         mhim.adopt(build_method(AcmilConfig(**SMALL), DIM, OUTPUTS))
     wider = build_method(MhimConfig(hidden_dim=16, attention_dim=4), DIM, OUTPUTS).baseline()
     with pytest.raises(RuntimeError, match="size mismatch"):
@@ -115,15 +134,45 @@ def test_checkpoints_hold_the_teacher(mhim):
     assert all(not p.requires_grad for p in other.teacher.parameters())
 
 
+@pytest.mark.parametrize("start", ["none", "embedding", "all"])
+def test_the_student_starts_from_what_its_configuration_says(start):
+    method = build(MhimConfig(**SMALL, **V2, student_init=start))
+    initial = copy.deepcopy(method.state_dict())
+    baseline = method.baseline()
+    fill(baseline, 0.125)
+    method.adopt(baseline)
+    for name, value in method.state_dict().items():
+        of_student = name.startswith("student.") and start == "all"
+        of_embedding = name.startswith("student.embedding.") and start == "embedding"
+        if name.startswith("teacher.") or of_student or of_embedding:
+            assert (value == 0.125).all(), name
+        else:
+            assert torch.equal(value, initial[name]), name
+
+
 def test_student_sees_kept_tiles_in_their_order(mhim):
     seen = []
     mhim.student.embedding.register_forward_hook(lambda _m, args, _out: seen.append(args[0]))
-    bag = make_bag(40)
-    mhim.training_output(bag, make_step())
+    bags = [make_bag(40), make_bag(25, seed=1)]
+    training_output(mhim, *bags)
     (kept,) = seen
-    positions = [int((bag == tile).all(dim=1).nonzero()) for tile in kept]
-    assert 0 < len(positions) < 40
+    pack = torch.cat(bags)
+    positions = [int((pack == tile).all(dim=1).nonzero()) for tile in kept]
+    assert 0 < sum(position < 40 for position in positions) < 40
+    assert 0 < sum(position >= 40 for position in positions) < 25
     assert positions == sorted(positions)
+
+
+def test_consistency_is_the_mean_over_the_rows_of_a_bags_features():
+    student, teacher = torch.randn(2, 4, 3, 6, generator=torch.Generator().manual_seed(0))
+    ours = consistency_loss(student, teacher, student_temperature=2.0, teacher_temperature=0.1)
+    assert ours.shape == (4,)
+    for bag in range(4):
+        rows = [
+            nn.functional.cross_entropy(s / 2.0, (t / 0.1).softmax(dim=0))
+            for s, t in zip(student[bag], teacher[bag], strict=True)
+        ]
+        assert ours[bag].item() == pytest.approx(torch.stack(rows).mean().item(), rel=1e-5)
 
 
 def test_xavier_initialisation_has_its_variance_and_no_bias():
