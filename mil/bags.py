@@ -1,14 +1,21 @@
-"""Feature stores as bags: one tensor (tiles, dim) a slide, in memory once as float16."""
+"""Feature stores as bags: one float16 tensor (tiles, dim) a slide, in memory or read when asked."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from mil.memory import available_bytes
+from mil.training.config import Residence
 from preprocessing.errors import StoreError
 from preprocessing.store import FeatureStore, open_store, store_path
+
+MOST_OF_MEMORY = 0.6  # share of what is available that features may take
+READERS = 2  # threads that read bags ahead; zarr reads the chunks of each with threads of its own
 
 
 @dataclass(frozen=True)
@@ -34,28 +41,96 @@ class TileOrigin:
         )
 
 
+class StoredTiles(Mapping[str, Tensor]):
+    """The usable tiles of each slide, read from its store at every look."""
+
+    def __init__(self, stores: dict[str, FeatureStore], encoder: str) -> None:
+        self._stores, self._encoder = stores, encoder
+        self.shapes = {
+            slide_id: (int(store.usable.sum()), store.encoder_record(encoder).dim)
+            for slide_id, store in stores.items()
+        }
+
+    def __getitem__(self, slide_id: str) -> Tensor:
+        store = self._stores[slide_id]
+        features = store.features(self._encoder)
+        return torch.from_numpy(features if store.usable.all() else features[store.usable])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stores)
+
+    def __len__(self) -> int:
+        return len(self._stores)
+
+    def in_memory(self) -> dict[str, Tensor]:
+        """All of them, read once into one tensor of which each slide is a view."""
+        sizes, dims = zip(*self.shapes.values(), strict=True)
+        flat = torch.empty(sum(sizes), dims[0], dtype=torch.float16)
+        tiles = dict(zip(self, flat.split(sizes), strict=True))
+        for slide_id, place in tiles.items():
+            place.copy_(self[slide_id])
+        return tiles
+
+
 @dataclass(frozen=True)
 class CohortFeatures:
     """The usable tiles of some slides, by slide id, and where they come from."""
 
-    tiles: dict[str, Tensor]
+    tiles: Mapping[str, Tensor]
     fingerprints: dict[str, str]
     origin: TileOrigin
 
+    @cached_property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        if isinstance(self.tiles, StoredTiles):
+            return self.tiles.shapes
+        return {slide_id: tuple(tiles.shape) for slide_id, tiles in self.tiles.items()}
+
     @property
     def dim(self) -> int:
-        return next(iter(self.tiles.values())).shape[1]
+        return next(iter(self._shapes.values()))[1]
+
+    def sizes(self, slide_ids: Iterable[str]) -> tuple[int, ...]:
+        """Tiles of each of the slides: where each begins and ends in their `bag`."""
+        return tuple(self._shapes[slide_id][0] for slide_id in slide_ids)
+
+    def stored(self, slide_ids: Iterable[str]) -> Tensor:
+        """All tiles of the slides, in the order given, as they are stored: (tiles, dim).
+
+        Of one slide in memory a view, so change nothing in it.
+        """
+        parts = [self.tiles[slide_id] for slide_id in slide_ids]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def bag(self, slide_ids: Iterable[str]) -> Tensor:
         """All tiles of the slides, in the order given: (tiles, dim) float32."""
-        parts = [self.tiles[slide_id] for slide_id in slide_ids]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).float()
+        return self.stored(slide_ids).float()
+
+    def placed(self, device: torch.device) -> Self:
+        """On a CUDA device if they fit there, else where they are."""
+        tiles = self.tiles
+        if device.type != "cuda" or isinstance(tiles, StoredTiles):
+            return self
+        free, _ = torch.cuda.mem_get_info(device)
+        if sum(slide.nbytes for slide in tiles.values()) > MOST_OF_MEMORY * free:
+            return self
+        return replace(self, tiles={name: slide.to(device) for name, slide in tiles.items()})
+
+    def readers(self, device: torch.device) -> int:
+        """Threads that should read bags for `device` ahead: none where they lie at hand."""
+        if isinstance(self.tiles, StoredTiles):
+            return READERS
+        return 0 if next(iter(self.tiles.values())).device.type == device.type else READERS
 
 
-def load_features(features_dir: Path, slide_ids: Iterable[str], encoder: str) -> CohortFeatures:
-    """Reads the stores of `slide_ids`; refuses different encoders, weights or tile sizes."""
-    tiles: dict[str, Tensor] = {}
-    fingerprints: dict[str, str] = {}
+def load_features(
+    features_dir: Path, slide_ids: Iterable[str], encoder: str, residence: Residence = "auto"
+) -> CohortFeatures:
+    """The stores of `slide_ids`; refuses different encoders, weights or tile sizes.
+
+    `auto` reads them into memory if they take no more than most of what is available.
+    """
+    stores: dict[str, FeatureStore] = {}
     origin: TileOrigin | None = None
     for slide_id in slide_ids:
         store = open_store(store_path(features_dir, slide_id))
@@ -66,11 +141,19 @@ def load_features(features_dir: Path, slide_ids: Iterable[str], encoder: str) ->
                 f"slide {slide_id!r}: features come from {mine}, other slides' from {origin}; "
                 "extract all slides of a cohort with the same settings"
             )
-        usable = torch.from_numpy(store.usable)
-        if not usable.any():
+        if not store.usable.any():
             raise StoreError(f"slide {slide_id!r}: not one tile of it could be read; leave it out")
-        tiles[slide_id] = torch.from_numpy(store.features(encoder))[usable]
-        fingerprints[slide_id] = store.provenance.slide_fingerprint
+        stores[slide_id] = store
     if origin is None:
         raise StoreError(f"no slide to read features of in {features_dir}")
-    return CohortFeatures(tiles, fingerprints, origin)
+    stored = StoredTiles(stores, encoder)
+    prints = {slide_id: store.provenance.slide_fingerprint for slide_id, store in stores.items()}
+    tiles = stored if _to_be_streamed(stored, residence) else stored.in_memory()
+    return CohortFeatures(tiles, prints, origin)
+
+
+def _to_be_streamed(stored: StoredTiles, residence: Residence) -> bool:
+    if residence != "auto":
+        return residence == "stream"
+    needed = sum(2 * tiles * dim for tiles, dim in stored.shapes.values())
+    return needed > MOST_OF_MEMORY * available_bytes()

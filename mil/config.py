@@ -21,16 +21,16 @@ from pydantic_core import to_jsonable_python
 from mil.cohorts.config import LabelsConfig
 from mil.config_messages import explain
 from mil.models.config import MethodConfig
-from mil.tasks.config import CoxConfig, SurvivalTarget, TaskConfig
+from mil.tasks.config import ClassificationConfig, CoxConfig, SurvivalTarget, TaskConfig
+from mil.training.config import TrainConfig
 from preprocessing.config import PreprocessingConfig, Section
 from preprocessing.errors import ConfigError
 
 # Columns of the prediction tables; a target of such a name would be overwritten.
-RESERVED = {"fold", "repeat", "seed", "part", "level", "id", "splits", "seen"}
-RESERVED |= {"patient_id", "slide_id", "slide_ids"}
-RESERVED |= {"risk", "risk_sd", "risk_cut", "risk_group"}
+RESERVED = {"fold", "repeat", "seed", "part", "level", "id", "splits", "seen", "value"}
+RESERVED |= {"patient_id", "slide_id", "slide_ids", "risk", "risk_sd", "risk_cut", "risk_group"}
 RESERVED |= {"threshold", "predicted", "conformal_set", "abstain"}
-RESERVED_FORM = re.compile(r"(prob|uncalibrated|spread)_.+|survival_\d+")
+RESERVED_FORM = re.compile(r"(prob|uncalibrated|spread|threshold|predicted)_.+|survival_\d+")
 Baseline = Literal["mean_features", "clinical"]
 BASELINES = get_args(Baseline)
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -90,14 +90,16 @@ class TaskSection(Section):
     @model_validator(mode="after")
     def _clinical_needs_covariates(self) -> "TaskSection":
         if "clinical" in (self.baselines or ()) and not self.covariates:
-            msg = "baselines: clinical needs `covariates`"
-            raise ValueError(msg)
+            raise ValueError("baselines: clinical needs `covariates`")
         return self
 
     @model_validator(mode="after")
     def _columns_are_not_ours(self) -> "TaskSection":
-        for key in ("label", "time", "event"):
-            _refuse_reserved(f"target.{key}", getattr(self.target, key, None), key)
+        for key in ("label", "time", "event", "column"):
+            canonical = "label" if key == "column" else key
+            _refuse_reserved(f"target.{key}", getattr(self.target, key, None), canonical)
+        for column in getattr(self.target, "labels", ()):
+            _refuse_reserved("target.labels", column, None)
         for column in self.covariates:
             _refuse_reserved("covariates", column, None)
         return self
@@ -114,7 +116,8 @@ class TaskSection(Section):
                 "aggregate: none is for questions about slides; follow-up is a patient's: use mean"
             )
             raise ValueError(msg)
-        if self.aggregate == "max" and getattr(self.target, "positive", None) is None:
+        binary = isinstance(self.target, ClassificationConfig) and self.target.positive is not None
+        if self.aggregate == "max" and not binary:
             msg = "aggregate: max needs a classification target that names its `positive` class"
             raise ValueError(msg)
         return self
@@ -167,23 +170,6 @@ class SplitConfig(Section):
         return self
 
 
-class TrainConfig(Section):
-    epochs: int = Field(default=50, ge=1)
-    learning_rate: float = Field(default=2e-4, gt=0)
-    weight_decay: float = Field(default=1e-5, ge=0)
-    bags_per_step: Annotated[int, Field(ge=1)] | Literal["epoch"] = Field(
-        default=1,
-        description="epoch: one step an epoch over all training bags, in the memory of one bag",
-    )
-    patience: int = Field(
-        default=15, ge=1, description="epochs without a better validation loss before stopping"
-    )
-    min_epochs: int = Field(default=10, ge=1, description="no early stop before this epoch")
-    seed: int = 0
-    seeds: int = Field(default=1, ge=1, description="models a fold, from seed, seed + 1, ...")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
 def _table_alone(value: object) -> object:
     """`labels: labels.csv` is short for `labels: {table: labels.csv}`."""
     return {"table": value} if isinstance(value, str | Path) else value
@@ -198,6 +184,10 @@ class MilConfig(Section):
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
     bootstrap: int = Field(default=1000, ge=100, description="patient bootstrap resamples")
+    reference: Name | None = Field(
+        default=None,
+        description="whom the comparison table tests all others against; None: the first method",
+    )
     apply: dict[Name, Path] = Field(
         default={},
         description="trained models to ask about this archive's slides: a checkpoint, or a folder "
@@ -209,6 +199,15 @@ class MilConfig(Section):
         if taken := sorted(set(self.methods) & set(BASELINES)):
             msg = f"methods: {taken[0]!r} is the name of a baseline; choose another"
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _reference_answers_every_task(self) -> "MilConfig":
+        for name, task in self.tasks.items():
+            known = (*self.methods, *task.asked_baselines)
+            if self.reference not in (None, *known):
+                msg = f"reference: {self.reference!r} is not of task {name!r}: {', '.join(known)}"
+                raise ValueError(msg)
         return self
 
     @model_validator(mode="after")
@@ -238,6 +237,11 @@ class StudyConfig(Section):
     def answerers(self, task: str) -> list[str]:
         """Who answers a task: the methods, then the baselines without MIL."""
         return [*self.mil.methods, *self.mil.tasks[task].asked_baselines]
+
+    @property
+    def reference(self) -> str:
+        """Against whom the comparison table tests all others of a task."""
+        return self.mil.reference or next(iter(self.mil.methods))
 
     def seeds(self, answerer: str) -> range:
         """One model a seed; a baseline is not random."""

@@ -86,7 +86,8 @@ def cohort_path(study: StudyConfig, task: str) -> Path:
 def task_features(study: StudyConfig, cohort: Cohort) -> CohortFeatures:
     """All features of the cohort."""
     encoder = study.preprocessing.encoder.name
-    return load_features(study.features_dir, cohort.slides.index, encoder)
+    residence = study.mil.train.features
+    return load_features(study.features_dir, cohort.slides.index, encoder, residence)
 
 
 def shared_images(study: StudyConfig, cohort: Cohort) -> dict[str, list[str]]:

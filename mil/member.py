@@ -26,7 +26,7 @@ def settings_of(study: StudyConfig, task: str, answerer: str) -> str:
     """A digest of all that was chosen; two looks at a test part differ where this differs."""
     config = study.mil.methods.get(answerer, answerer)
     section = study.mil.tasks[task].model_dump(mode="json", exclude={"truth", "baselines"})
-    train = study.mil.train.model_dump(mode="json", exclude={"seed", "seeds", "device"})
+    train = study.mil.train.settings()
     return digest(config, section, {} if answerer in BASELINES else train)
 
 

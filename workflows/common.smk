@@ -91,8 +91,11 @@ def split_settings(wildcards):
 
 def method_settings(wildcards):
     """Not the device: it changes no result that anyone asked to have again."""
-    train = STUDY.mil.train.model_dump(mode="json", exclude={"seed", "seeds", "device"})
-    return digest(question(wildcards), STUDY.mil.methods[wildcards.method], train)
+    return digest(
+        question(wildcards),
+        STUDY.mil.methods[wildcards.method],
+        STUDY.mil.train.settings(),
+    )
 
 
 def gpus(device):

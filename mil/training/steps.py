@@ -1,11 +1,16 @@
-"""The gradient of one optimiser step over several bags, with the graphs of all bags or of one.
+"""The gradient of one optimiser step over several bags, which come as packs (mil.models.base.Bags).
 
     L = sum over heads k of w_k task(heads_k of all bags) + mean penalty of the bags
 
-`one_graph` keeps every bag's activations until backward. `two_passes` keeps one bag's: the first
-pass, without a graph, collects the heads, whose gradient g = dL/dheads is taken alone; the second
-replays the bags from the same random states and backpropagates <heads_b, g_b> + penalty_b / bags
-through each. By the chain rule that is the same gradient, for twice the forward computation.
+`one_graph` keeps the activations of all packs until backward; the other two keep one pack's.
+`accumulate` is for a task whose loss is a mean over terms of single bags: each pack's loss and
+penalty, times the pack's share of the step's terms and bags, are backpropagated by themselves.
+`two_passes` is for a task that compares bags: the first pass, without a graph, collects the heads,
+whose gradient g = dL/dheads is taken alone; the second replays the packs from the same random
+states and backpropagates <heads_b, g_b> + penalty_b / bags through each. By the chain rule that is
+the same gradient, for twice the forward computation.
+
+Packs are asked for in order, in `two_passes` all of them twice, so that a reader can be ahead.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +20,39 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from mil.models.base import MilMethod, Step, TrainingOutput
+from mil.models.base import Bags, TrainingOutput
+from mil.tasks.base import Task
 
-BagLoss = Callable[[Tensor], Tensor]
-"""The task's loss of one head's logits (bags, outputs) over the bags of a step."""
+Packs = Sequence[Callable[[], Bags]]
+Forward = Callable[[Bags], TrainingOutput]
+
+
+def _unscaled(loss: Tensor) -> Tensor:
+    return loss
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """The task's word on the bags of a step, whose targets are `encoded` (bags, ...).
+
+    `scaled` is applied to a loss before its backward pass, as half precision asks for.
+    """
+
+    task: Task
+    encoded: Tensor
+    scaled: Callable[[Tensor], Tensor] = _unscaled
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def of(self, weights: Tensor, heads: Tensor, bags: slice = slice(None)) -> Tensor:
+        """The weighted task losses of heads (heads, bags, outputs), of some bags or of all."""
+        losses = [self.task.loss(head, self.encoded[bags]) for head in heads]
+        return (torch.stack(losses) * weights).sum()
+
+    def share(self, bags: slice) -> float:
+        """Of the terms that the loss of the whole step is the mean of."""
+        return self.task.terms(self.encoded[bags]) / max(1, self.task.terms(self.encoded))
 
 
 @dataclass(frozen=True)
@@ -39,39 +73,59 @@ class RandomStates:
         torch.cuda.set_rng_state_all(self.cuda)
 
 
-def one_graph(
-    method: MilMethod, bags: Sequence[Callable[[], Tensor]], step: Step, loss: BagLoss
-) -> float:
-    """Adds the gradient of L to the method's parameters; returns L. `bags` load a bag each."""
-    outputs = [method.training_output(bag(), step) for bag in bags]
-    total = _weighted(outputs, torch.stack([out.heads for out in outputs], dim=1), loss)
-    total = total + torch.stack([out.penalty for out in outputs]).mean()
-    total.backward()
-    return float(total.detach())
+def one_graph(forward: Forward, packs: Packs, loss: StepLoss) -> Tensor:
+    """Adds the gradient of L to the method's parameters; returns L."""
+    outputs = [forward(pack()) for pack in packs]
+    total = loss.of(outputs[0].weights, _heads(outputs)) + _penalty(outputs)
+    loss.scaled(total).backward()
+    return total.detach()
+
+
+def accumulate(forward: Forward, packs: Packs, loss: StepLoss) -> Tensor:
+    """As `one_graph` in the memory of one pack, for a task that does not compare bags."""
+    parts, start = [], 0
+    for pack in packs:
+        out = forward(pack())
+        bags = slice(start, start + len(out.penalty))
+        part = loss.share(bags) * loss.of(out.weights, out.heads, bags)
+        part = part + out.penalty.sum() / len(loss)
+        loss.scaled(part).backward()
+        parts.append(part.detach())
+        start = bags.stop
+    return torch.stack(parts).sum()
 
 
 def two_passes(
-    method: MilMethod, bags: Sequence[Callable[[], Tensor]], step: Step, loss: BagLoss
-) -> float:
-    """As `one_graph`, in the memory of one bag; every bag is loaded twice."""
-    states = RandomStates.now(step.generator)
+    forward: Forward, packs: Packs, loss: StepLoss, generator: torch.Generator
+) -> Tensor:
+    """As `one_graph` in the memory of one pack, for any task; every pack is loaded twice.
+
+    `generator` is the one that masks are drawn from.
+    """
+    states = RandomStates.now(generator)
     with torch.no_grad():
-        outputs = [method.training_output(bag(), step) for bag in bags]
-    heads = torch.stack([out.heads for out in outputs], dim=1).requires_grad_()
-    total = _weighted(outputs, heads, loss)
+        outputs = [forward(pack()) for pack in packs]
+    heads = _heads(outputs).requires_grad_()
+    total = loss.of(outputs[0].weights, heads)
     (gradient,) = torch.autograd.grad(total, heads)
-    states.restore(step.generator)
-    for place, bag in enumerate(bags):
-        out = method.training_output(bag(), step)
-        ((out.heads * gradient[:, place]).sum() + out.penalty / len(bags)).backward()
-    penalty = torch.stack([out.penalty for out in outputs]).mean()
-    return float((total + penalty).detach())
+    states.restore(generator)
+    start = 0
+    for pack in packs:
+        out = forward(pack())
+        bags = slice(start, start + len(out.penalty))
+        part = (out.heads * gradient[:, bags]).sum() + out.penalty.sum() / len(loss)
+        loss.scaled(part).backward()
+        start = bags.stop
+    return (total + _penalty(outputs)).detach()
 
 
-def _weighted(outputs: Sequence[TrainingOutput], heads: Tensor, loss: BagLoss) -> Tensor:
-    """The weighted task losses of heads (heads, bags, outputs); weights are the same for all."""
-    weighted = [w * loss(h) for w, h in zip(outputs[0].weights, heads, strict=True)]
-    return torch.stack(weighted).sum()
+def _heads(outputs: Sequence[TrainingOutput]) -> Tensor:
+    """(heads, bags, outputs)"""
+    return torch.cat([out.heads for out in outputs], dim=1)
+
+
+def _penalty(outputs: Sequence[TrainingOutput]) -> Tensor:
+    return torch.cat([out.penalty for out in outputs]).mean()
 
 
 def deal(order: Tensor, leads: Tensor, bags_per_step: int) -> list[Tensor]:
@@ -84,3 +138,14 @@ def deal(order: Tensor, leads: Tensor, bags_per_step: int) -> list[Tensor]:
     leading = leads[order]
     dealt = torch.cat([order[leading], order[~leading]])
     return [dealt[first::steps] for first in range(steps)]
+
+
+def packs_of(sizes: Sequence[int], most: int) -> list[slice]:
+    """Neighbouring bags of `sizes` tiles as packs: of up to `most` tiles, or of one larger bag."""
+    packs, start, tiles = [], 0, 0
+    for place, size in enumerate(sizes):
+        if place > start and tiles + size > most:
+            packs.append(slice(start, place))
+            start, tiles = place, 0
+        tiles += size
+    return [*packs, slice(start, len(sizes))]

@@ -23,7 +23,7 @@ from mil.tasks.base import Answers
 from mil.tasks.build import fit_task
 from mil.tasks.config import CoxConfig, SurvivalConfig
 from mil.tasks.survival import SurvivalTask
-from mil.train import Part, answer, train_method
+from mil.training.train import Part, answer, train_method
 
 ORIGIN = TileOrigin("fake", "0", "none", 0.5, 224)
 DIM = 12
