@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
 from tqdm import tqdm
 
 from mil.bags import TileOrigin
@@ -38,7 +39,6 @@ from mil.predictions import write_csv
 from preprocessing.errors import CheckpointError, CohortError, ConfigError
 from preprocessing.manifest import SlideRow
 from preprocessing.outlines import Outline, read_outlines, share_inside
-from preprocessing.store import FeatureStore
 
 Members = dict[Path, Checkpoint]
 MembersFor = Callable[[SlideRow], tuple[Members, str]]
@@ -136,7 +136,10 @@ def _paint(
     for row in tqdm(rows, unit="map", mininterval=2):
         members, note = members_for(row)
         store = slide_store(study, row.slide_id)
-        scores = average_scores([_score(study, m, path, store) for path, m in members.items()])
+        of_patient = [other.slide_id for other in rows if other.patient_id == row.patient_id]
+        scores = average_scores(
+            [_score(study, m, path, row.slide_id, of_patient) for path, m in members.items()]
+        )
         outlines = _outlines(truth, row.slide_id)
         rings = [ring for outline in outlines or [] for ring in outline]
         write_tile_table(scores, folder / f"{row.slide_id}.csv")
@@ -164,15 +167,28 @@ def _remove_strangers(folder: Path, slide_ids: set[str]) -> None:
             path.unlink()
 
 
-def _score(study: StudyConfig, model: Checkpoint, path: Path, store: FeatureStore) -> TileScores:
+def _score(
+    study: StudyConfig, model: Checkpoint, path: Path, slide_id: str, of_patient: list[str]
+) -> TileScores:
+    """`of_patient`: the slides of the same patient, itself among them, in the order of a bag."""
     encoder = study.preprocessing.encoder.name
-    refuse_other_origin(model, TileOrigin.of(store, encoder), path)
+
+    def features(of: str) -> Tensor:
+        store = slide_store(study, of)
+        refuse_other_origin(model, TileOrigin.of(store, encoder), path)
+        return torch.from_numpy(store.features(encoder)[store.usable])
+
+    place = of_patient.index(slide_id)
+    others = (of_patient[:place], of_patient[place + 1 :])
+    before, after = others if model.section.bag == "patient" else ([], [])
     return score_slide(
         model.method,
         model.task,
-        torch.from_numpy(store.features(encoder)[store.usable]),
-        layout=TileLayout.of_store(store),
+        features(slide_id),
+        layout=TileLayout.of_store(slide_store(study, slide_id)),
         label=model.label,
+        before=list(map(features, before)),
+        after=list(map(features, after)),
     )
 
 

@@ -171,13 +171,14 @@ def _attention_panel(page: Page, scores: TileScores, backdrop: Backdrop) -> None
     )
     relative = scores.relative_attention
     beyond = float(((relative > 2**ATTENTION_LIMIT) | (relative < 2**-ATTENTION_LIMIT)).mean())
+    whose = "" if scores.bag_tiles is None else " of all the patient's slides"
     page.colour_bar(
         page.cells[2],
         attention_colouring,
         ticks=np.linspace(-ATTENTION_LIMIT, ATTENTION_LIMIT, 7).tolist(),
         values=2.0 ** np.linspace(-ATTENTION_LIMIT, ATTENTION_LIMIT, 512),
         labels=(
-            "log2(attention × number of tiles): 0 is an even share, +1 twice, −1 half of it",
+            f"log2(attention × number of tiles{whose}): 0 is an even share, +1 twice it",
             f"same scale for every slide; {beyond:.1%} of this slide's tiles lie beyond its ends",
         ),
         name="attention scale",

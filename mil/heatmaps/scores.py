@@ -86,7 +86,9 @@ class TileScores(TileLayout):
     """A model's view of a slide: `attention` (N,) sums to 1, `evidence` (N,) is signed, 0 neutral.
 
     `prediction` is the answer to the whole slide, `model` names the checkpoint and its fold, and
-    `evidence_name` says what evidence measures.
+    `evidence_name` says what evidence measures. Where the model answered for all slides of a
+    patient as one bag, `bag_tiles` counts their tiles: attention then sums to 1 over all of these,
+    here to this slide's share, and the prediction is the patient's.
     """
 
     attention: NDArray[np.float32]
@@ -94,6 +96,7 @@ class TileScores(TileLayout):
     prediction: dict[str, float]
     model: str
     evidence_name: str
+    bag_tiles: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,17 +110,24 @@ class TileScores(TileLayout):
                     f"values of {name}, got shape {values.shape} with {bad} not finite; the "
                     "checkpoint is damaged or was trained on other features"
                 )
+        if self.bag_tiles is not None and self.bag_tiles < tiles:
+            raise CheckpointError(
+                f"slide {self.slide_id!r}: its {tiles} tiles cannot be part of a bag of "
+                f"{self.bag_tiles}"
+            )
         total = float(self.attention.sum(dtype=np.float64))
-        if self.attention.min() < 0 or abs(total - 1) > 1e-3:
+        least = 0 if self.bag_tiles is not None and self.bag_tiles > tiles else 1
+        if self.attention.min() < 0 or not least - 1e-3 <= total <= 1 + 1e-3:
             raise CheckpointError(
                 f"slide {self.slide_id!r}, model {self.model!r}: attention must not be negative "
-                f"and sum to 1, got minimum {self.attention.min():.3g} and sum {total:.6g}"
+                f"and sum to 1 over its bag, got minimum {self.attention.min():.3g} and sum "
+                f"{total:.6g}"
             )
 
     @property
     def relative_attention(self) -> NDArray[np.float64]:
-        """(N,) attention times the number of tiles: 1 is uniform."""
-        return self.attention.astype(np.float64) * len(self.attention)
+        """(N,) attention times the number of tiles of the bag: 1 is uniform."""
+        return self.attention.astype(np.float64) * (self.bag_tiles or len(self.attention))
 
     @property
     def log2_attention(self) -> NDArray[np.float64]:
@@ -138,18 +148,25 @@ def score_slide(
     *,
     layout: TileLayout,
     label: str,
+    before: Sequence[Tensor] = (),
+    after: Sequence[Tensor] = (),
 ) -> TileScores:
     """Scores the usable tiles of a slide: row i of `features` (N, D) is tile i of `layout`.
 
-    Tiles that could not be read are in neither. `label` names the checkpoint and its fold.
+    Tiles that could not be read are in neither. `label` names the checkpoint and its fold; `before`
+    and `after` are features of the other slides of the bag, in its order, where it is a patient's.
     The model answers in evaluation mode and is left in the mode in which it came.
     """
-    if len(features) != len(layout.coords_px0):
+    tiles = len(layout.coords_px0)
+    if len(features) != tiles:
         raise StoreError(
             f"slide {layout.slide_id!r}: features of {len(features)} tiles for coordinates of "
-            f"{len(layout.coords_px0)}; pass those of the usable tiles alone"
+            f"{tiles}; pass those of the usable tiles alone"
         )
-    output, tile_logits = _answers(model, _checked(features, layout.slide_id))
+    slides = [_checked(each, layout.slide_id) for each in (*before, features, *after)]
+    start = sum(map(len, before))
+    mine = slice(start, start + tiles)
+    output, tile_logits = _answers(model, torch.cat(slides), mine)
     attention = output.attention.double().cpu()
     total = float(attention.sum())
     if not abs(total - 1) <= 1e-2:  # a NaN fails too
@@ -159,7 +176,7 @@ def score_slide(
     prediction = task.predict(output.logits.float().cpu()[None]).iloc[0]
     return TileScores(
         **{field.name: getattr(layout, field.name) for field in fields(TileLayout)},
-        attention=(attention / total).numpy().astype(np.float32),
+        attention=(attention[mine] / total).numpy().astype(np.float32),
         evidence=task.evidence(tile_logits.float().cpu()).numpy().astype(np.float32),
         prediction={
             str(name): float(value)
@@ -168,6 +185,7 @@ def score_slide(
         },
         model=label,
         evidence_name=task.evidence_name,
+        bag_tiles=sum(map(len, slides)) if len(slides) > 1 else None,
     )
 
 
@@ -187,7 +205,8 @@ def average_scores(members: Sequence[TileScores]) -> TileScores:
     )
 
 
-def _answers(model: MilMethod, bag: Tensor) -> tuple[BagOutput, Tensor]:
+def _answers(model: MilMethod, bag: Tensor, mine: slice) -> tuple[BagOutput, Tensor]:
+    """The answer to the bag, and to each of the tiles `mine` alone."""
     parameter = next(model.parameters(), None)
     if parameter is not None:
         bag = bag.to(device=parameter.device, dtype=parameter.dtype)
@@ -195,7 +214,7 @@ def _answers(model: MilMethod, bag: Tensor) -> tuple[BagOutput, Tensor]:
     model.eval()
     try:
         with torch.inference_mode():
-            return model(bag), model.tile_logits(bag)
+            return model(bag), model.tile_logits(bag[mine])
     finally:
         model.train(was_training)
 

@@ -21,6 +21,7 @@ _PAIRS = {
     "stride_px0": ("stride_x_px0", "stride_y_px0"),
     "mpp": ("mpp_x", "mpp_y"),
 }
+_BAG_TILES = "bag_tiles"
 _PER_TILE = ("x_px0", "y_px0", "tissue_fraction", "attention", "log2_attention", "evidence")
 
 
@@ -40,6 +41,7 @@ def write_tile_table(scores: TileScores, path: Path) -> None:
         "stride_y_px0": scores.stride_px0[1],
         "mpp_x": scores.mpp[0],
         "mpp_y": scores.mpp[1],
+        _BAG_TILES: scores.bag_tiles or len(scores.attention),
         "model": scores.model,
         "evidence_name": scores.evidence_name,
     }
@@ -54,7 +56,12 @@ def read_tile_table(path: Path) -> TileScores:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
         raise StoreError(f"{path}: expected a tile table, got {error}; write it again") from error
-    expected = {*_TEXT, *_PER_TILE, *(name for pair in _PAIRS.values() for name in pair)}
+    expected = {
+        *_TEXT,
+        *_PER_TILE,
+        _BAG_TILES,
+        *(name for pair in _PAIRS.values() for name in pair),
+    }
     if missing := sorted(expected - set(table.columns)):
         raise StoreError(f"{path}: not a tile table, columns {missing} are missing; write it again")
     if table["slide_id"].nunique() != 1:
@@ -71,6 +78,7 @@ def read_tile_table(path: Path) -> TileScores:
 
 def _scores_of(numbers: pd.DataFrame, text: dict[Any, Any]) -> TileScores:
     first = numbers.iloc[0]
+    of_bag = int(first[_BAG_TILES])
     pairs = {name: (float(first[x]), float(first[y])) for name, (x, y) in _PAIRS.items()}
     return TileScores(
         slide_id=text["slide_id"],
@@ -88,6 +96,7 @@ def _scores_of(numbers: pd.DataFrame, text: dict[Any, Any]) -> TileScores:
             for name in numbers.columns
             if name.startswith(_PREDICTION)
         },
+        bag_tiles=of_bag if of_bag != len(numbers) else None,
     )
 
 

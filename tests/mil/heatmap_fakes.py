@@ -44,6 +44,7 @@ def make_scores(
     prediction: dict[str, float] | None = None,
     model: str = "abmil, fold 0",
     evidence_name: str = "logit of tumour against the rest",
+    bag_tiles: int | None = None,
     **layout: Any,
 ) -> TileScores:
     place = make_layout(cells, **layout)
@@ -62,6 +63,7 @@ def make_scores(
         prediction=prediction or {"prob_normal": 0.25, "prob_tumour": 0.75},
         model=model,
         evidence_name=evidence_name,
+        bag_tiles=bag_tiles,
     )
 
 

@@ -33,6 +33,33 @@ def test_scores_are_the_models_own() -> None:
     assert (scores.model, scores.evidence_name) == ("m", "margin")
 
 
+def test_a_slide_of_a_patients_bag_keeps_its_share_of_the_attention(tmp_path: Path) -> None:
+    first, mine, last = torch.tensor([[0.0, 2.0]]), torch.ones(2, 2), torch.tensor([[1.0, -4.0]])
+    model = FirstFeatureModel().eval()
+    layout = make_layout([(0, 0), (1, 0)])
+    scores = score_slide(
+        model, MarginTask(), mine, layout=layout, label="m", before=[first], after=[last]
+    )
+    whole = model(torch.cat([first, mine, last]))
+    np.testing.assert_allclose(scores.attention, whole.attention[1:3].detach(), rtol=1e-6)
+    np.testing.assert_allclose(scores.relative_attention, 4 * scores.attention, rtol=1e-6)
+    np.testing.assert_allclose(scores.evidence, [2.0, 2.0])
+    both = whole.logits.detach().softmax(0)[1].item()
+    assert scores.prediction["prob_yes"] == pytest.approx(both)
+    path = tmp_path / "s1.csv"
+    write_tile_table(scores, path)
+    assert read_tile_table(path).bag_tiles == 4
+
+
+def test_more_attention_than_one_or_a_bag_smaller_than_its_slide_is_refused() -> None:
+    scores = make_scores([(0, 0), (1, 0)], attention=[0.2, 0.3], bag_tiles=9)
+    assert scores.attention.sum() == pytest.approx(0.5)
+    with pytest.raises(CheckpointError, match="sum to 1"):
+        make_scores([(0, 0), (1, 0)], attention=[0.7, 0.7], bag_tiles=9)
+    with pytest.raises(CheckpointError, match="its 2 tiles cannot be part of a bag of 1"):
+        make_scores([(0, 0), (1, 0)], bag_tiles=1)
+
+
 def test_half_precision_features_are_answered_in_the_models_precision() -> None:
     scores = score([[0.0, 2.0], [0.5, -1.0]], torch.float16)
     assert scores.attention.dtype == scores.evidence.dtype == np.float32
