@@ -1,4 +1,4 @@
-"""The command line: one subcommand a stage, each a thin wrapper over a function.
+"""The command line: one subcommand a stage, each a thin wrapper over a function (mil.cli_parser).
 
 Heavy imports happen inside the subcommands, so that --help answers at once. Exit codes: 0 all went
 well; 1 something failed, named on standard error; 2 configuration or command cannot be meant.
@@ -8,11 +8,11 @@ import argparse
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mil.config import BASELINES, StudyConfig, load_study
+from mil.cli_parser import build_parser
+from mil.config import StudyConfig, load_study
 from preprocessing.errors import ConfigError, HistomilError
 
 if TYPE_CHECKING:
@@ -22,71 +22,16 @@ Command = Callable[[StudyConfig, argparse.Namespace], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = build_parser()
-    parsed = parser.parse_args(arguments)
+    parsed = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("numexpr").setLevel(logging.WARNING)  # it counts its threads aloud
     try:
-        if "listing" in parsed:
-            return parsed.listing()
-        return parsed.command(load_study(parsed.config), parsed)
+        if parsed.stage in LISTINGS:
+            return LISTINGS[parsed.stage]()
+        return STAGES[parsed.stage](load_study(parsed.config), parsed)
     except HistomilError as error:
         print(f"histomil: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="histomil",
-        description="From slides and labels to attention-MIL models, metrics and heatmaps. "
-        "Snakemake runs all stages in order: snakemake --configfile study.yaml",
-    )
-    stages = parser.add_subparsers(title="stages", required=True, metavar="STAGE")
-
-    def stage(name: str, command: Command, summary: str) -> argparse.ArgumentParser:
-        sub = stages.add_parser(name, help=summary, description=summary)
-        sub.add_argument("--config", type=Path, required=True, help="the study's YAML")
-        sub.set_defaults(command=command)
-        return sub
-
-    stage("synthesize", synthesize, "make the synthetic demo cohort")
-    extract_parser = stage("extract", extract, "slides -> tissue -> tiles -> features (zarr)")
-    extract_parser.add_argument("--shard", type=int, help="only this block of the manifest's rows")
-    stage("status", status, "table of extracted and failed slides")
-    _with_task(stage("split", split, "patient-level folds of a task"))
-    train_parser = _with_method(stage("train", train, "train a method on one fold, or on all"))
-    train_parser.add_argument("--fold", type=int, help="only this fold")
-    train_parser.add_argument("--seed", type=int, help="only this seed")
-    _with_method(stage("evaluate", evaluate, "test predictions -> metrics with intervals"))
-    _with_task(stage("compare", compare, "paired comparison of methods and baselines"))
-    predict_parser = stage("predict", predict, "answers of trained models for this archive")
-    predict_parser.add_argument(
-        "--apply", metavar="NAME", required=True, help="trained models named in mil.apply"
-    )
-    heatmap_parser = stage("heatmap", heatmap, "attention and evidence maps of every slide")
-    heatmap_parser.add_argument("--task")
-    heatmap_parser.add_argument("--method")
-    heatmap_parser.add_argument("--apply", metavar="NAME", help="trained models named in mil.apply")
-    stage("report", report, "one page with all tables, figures and heatmaps")
-    stage("check", check, "exit with 1, naming them, if any slide failed")
-    for name, listing, summary in (
-        ("encoders", list_encoders, "known encoders, their licence and gating"),
-        ("presets", list_presets, "known layouts of label tables, for mil.labels.preset"),
-    ):
-        listing_parser = stages.add_parser(name, help=summary, description=summary)
-        listing_parser.set_defaults(listing=listing)
-    return parser
-
-
-def _with_task(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument("--task", required=True, help="a key of mil.tasks")
-    return parser
-
-
-def _with_method(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    who = f"a key of mil.methods, or a baseline ({', '.join(BASELINES)})"
-    _with_task(parser).add_argument("--method", required=True, help=who)
-    return parser
 
 
 def synthesize(study: StudyConfig, _: argparse.Namespace) -> int:
@@ -188,16 +133,36 @@ def evaluate(study: StudyConfig, parsed: argparse.Namespace) -> int:
     return 0
 
 
-def compare(study: StudyConfig, parsed: argparse.Namespace) -> int:
+def compare_task(study: StudyConfig, parsed: argparse.Namespace) -> int:
     from mil.evaluation.compare import compare_answerers
 
     _known(parsed.task, study.mil.tasks, "task")
-    table = compare_answerers(study, parsed.task)
-    if len(study.answerers(parsed.task)) > 1:
-        print(table.to_string(index=False, float_format="%.3f"))
-    else:
-        print(f"{parsed.task}: one answerer, nothing to compare")
+    compare_answerers(study, parsed.task)
+    _print_table(study, parsed.task)
     return 0
+
+
+def compare(study: StudyConfig, parsed: argparse.Namespace) -> int:
+    """Snakemake's exit code; tables are shown only where all went well, and so none is old."""
+    from mil.evaluation.compare import table_path
+    from mil.workflow import run_workflow
+
+    if parsed.task is not None:
+        _known(parsed.task, study.mil.tasks, "task")
+    tasks = [*study.mil.tasks] if parsed.task is None else [parsed.task]
+    if not tasks:
+        raise ConfigError(f"{parsed.config}: mil.tasks is empty, there is nothing to compare")
+    targets = [table_path(study, task) for task in tasks]
+    code = run_workflow(parsed.config, targets, cores=parsed.cores, dry_run=parsed.dry_run)
+    for task in tasks if code == 0 and not parsed.dry_run else []:
+        _print_table(study, task)
+    return code
+
+
+def _print_table(study: StudyConfig, task: str) -> None:
+    from mil.evaluation.compare import table_path
+
+    print(table_path(study, task).with_suffix(".md").read_text(encoding="utf-8"))
 
 
 def predict(study: StudyConfig, parsed: argparse.Namespace) -> int:
@@ -294,6 +259,23 @@ def _index(value: int, count: int, kind: str) -> int:
     if not 0 <= value < count:
         raise ConfigError(f"{kind} {value} does not exist: there are {count}, counted from 0")
     return value
+
+
+STAGES: Mapping[str, Command] = {
+    "synthesize": synthesize,
+    "extract": extract,
+    "status": status,
+    "split": split,
+    "train": train,
+    "evaluate": evaluate,
+    "compare-task": compare_task,
+    "compare": compare,
+    "predict": predict,
+    "heatmap": heatmap,
+    "report": report,
+    "check": check,
+}
+LISTINGS: Mapping[str, Callable[[], int]] = {"encoders": list_encoders, "presets": list_presets}
 
 
 if __name__ == "__main__":

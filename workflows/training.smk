@@ -83,10 +83,12 @@ rule compare:
         ],
     output:
         f"{OUT}/evaluation/{{task}}/comparison.csv",
+        f"{OUT}/evaluation/{{task}}/comparison_table.csv",
+        f"{OUT}/evaluation/{{task}}/comparison_table.md",
     log:
         f"{OUT}/logs/compare/{{task}}.log",
     params:
-        settings=STUDY.mil.bootstrap,
+        settings=digest(STUDY.mil.bootstrap, STUDY.mil.reference),
     shell:
-        "OMP_NUM_THREADS={threads} {HISTOMIL} compare {ARGS} --task {wildcards.task} "
+        "OMP_NUM_THREADS={threads} {HISTOMIL} compare-task {ARGS} --task {wildcards.task} "
         "2>&1 | tee {log:q}"

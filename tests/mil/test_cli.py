@@ -1,14 +1,14 @@
 """What the command line says; its stages are tested where they are written."""
 
+import argparse
 import logging
 
-import fake_archive
-import pandas as pd
 import pytest
 
+from mil import cli
 from mil.cli import main
+from mil.cli_parser import build_parser
 from mil.cohorts.presets import PRESETS, preset_lines
-from mil.config import dump_study
 
 
 def test_presets_fit_the_terminal(monkeypatch, capsys):
@@ -28,17 +28,11 @@ def test_method_may_be_a_baseline(capsys):
     assert "baseline (mean_features, clinical)" in " ".join(capsys.readouterr().out.split())
 
 
-def test_one_answerer_has_nothing_to_be_compared_with(tmp_path, monkeypatch, capsys):
-    pairs = pd.DataFrame({"answerer_a": ["abmil"], "p": [0.5]})
-    monkeypatch.setattr("mil.evaluation.compare.compare_answerers", lambda study, task: pairs)
-    target = {"name": "classification", "label": "y"}
-    path = tmp_path / "study.yaml"
-    for baselines, told in (([], "t: one answerer, nothing to compare\n"), (None, "abmil 0.500\n")):
-        tasks = {"t": {"target": target, "baselines": baselines}}
-        study = fake_archive.study_of(tmp_path, tasks=tasks, methods={"abmil": {"name": "abmil"}})
-        path.write_text(dump_study(study))
-        assert main(["compare", "--config", str(path), "--task", "t"]) == 0
-        assert capsys.readouterr().out.endswith(told)
+def test_every_stage_that_can_be_written_can_be_run():
+    (stages,) = [a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    assert set(stages.choices) == {*cli.STAGES, *cli.LISTINGS}
+    for name, parser in stages.choices.items():
+        assert ("--config" in parser.format_help()) == (name in cli.STAGES)
 
 
 def test_numexpr_does_not_count_its_threads_aloud():
