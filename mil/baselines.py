@@ -3,7 +3,8 @@
     logits = [z, 1] W,  z = (x - mean) / sd of the training bags
     W minimises loss(logits) + strength (l1_ratio |W| + (1 - l1_ratio) / 2 |W|^2), intercepts free
 
-`loss` is the task's own: cross-entropy, or the Cox partial likelihood as a mean over events.
+`loss` is the task's own: (binary) cross-entropy, squared error, or the Cox partial likelihood as a
+mean over events.
 `mean_features` asks the mean of a bag's tile features, `clinical` the covariates alone, with a weak
 ridge (l1_ratio 0) that is fixed. Zou &
 Hastie 2005; for Cox Simon et al. 2011. Solved by FISTA (Beck & Teboulle 2009) with backtracking
@@ -93,7 +94,7 @@ def fit_baseline(
         """
         together = torch.cat([training.encoded, validation.encoded])
         whole = task.loss(torch.cat([x, x_validation]) @ weights, together)
-        of_all, of_training = task.leads(together).sum(), task.leads(training.encoded).sum()
+        of_all, of_training = task.terms(together), task.terms(training.encoded)
         return float(of_all * whole - of_training * loss(weights))
 
     path: list[tuple[float, float]] = []

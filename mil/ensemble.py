@@ -20,10 +20,10 @@ from mil.data import rows_with_features
 from mil.decisions import apply_decisions
 from mil.predictions import combine, predict, write_csv
 from mil.tasks.base import Task
-from mil.tasks.columns import named
-from mil.tasks.config import SurvivalTarget
+from mil.tasks.columns import answered, named
+from mil.tasks.config import SurvivalTarget, TaskConfig
 from mil.tasks.survival import FollowUp, SurvivalTask
-from mil.train import Part, answer
+from mil.training.train import Part, answer
 from preprocessing.artefacts import whole_file
 from preprocessing.errors import CohortError
 from preprocessing.manifest import SlideRow
@@ -95,7 +95,7 @@ def _cohort(study: StudyConfig, section: TaskSection) -> tuple[Cohort, list[str]
     labels, target = study.mil.labels, section.target
     if labels is None:
         return Cohort(slides, ()), []
-    if unusable := _no_labels(labels, rows, target.columns):
+    if unusable := _no_labels(labels, rows, target):
         return Cohort(slides, ()), [unusable]
     of_patients = section.bag == "patient" or isinstance(target, SurvivalTarget)
     labelled = read_cohort(rows, labels, target.columns, patient_target=of_patients, target=target)
@@ -104,9 +104,9 @@ def _cohort(study: StudyConfig, section: TaskSection) -> tuple[Cohort, list[str]
     return cohort, _notes_on_labels(labelled, section)
 
 
-def _no_labels(labels: LabelsConfig, rows: list[SlideRow], columns: tuple[str, ...]) -> str | None:
+def _no_labels(labels: LabelsConfig, rows: list[SlideRow], target: TaskConfig) -> str | None:
     """Why no slide has a target, where the table has rows of the slides; None if some may have."""
-    table = read_label_table(labels)
+    table, columns = read_label_table(labels), target.columns
     lacking = [name for name in columns if name not in table.frame]
     if lacking:
         return (
@@ -114,7 +114,7 @@ def _no_labels(labels: LabelsConfig, rows: list[SlideRow], columns: tuple[str, .
             f"labels.columns, its columns are {', '.join(map(str, table.frame))}"
         )
     mine = table.frame[table.frame[table.key].isin([getattr(row, table.key) for row in rows])]
-    if len(mine) and not mine[list(columns)].notna().all(axis=1).any():
+    if len(mine) and not answered(mine, columns, target).any():
         return f"no metrics: {' or '.join(columns)} is empty in every row of {table.name}"
     return None
 

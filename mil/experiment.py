@@ -33,10 +33,11 @@ from mil.predictions import Answer, predict, write_csv
 from mil.seals import is_sealed
 from mil.tasks.base import Answers, Task
 from mil.tasks.build import fit_task
-from mil.tasks.columns import class_names, named, survival_columns
-from mil.tasks.config import CoxConfig, SurvivalTarget, TaskConfig
+from mil.tasks.columns import named
+from mil.tasks.config import CoxConfig, SurvivalTarget
 from mil.tasks.feasibility import refuse_impossible
-from mil.train import Part, answer, tile_evidence, train_method
+from mil.tasks.strata import classes_held, strata
+from mil.training.train import Part, answer, tile_evidence, train_method
 from preprocessing.artefacts import whole_file
 
 
@@ -55,9 +56,9 @@ def split_task(study: StudyConfig, task: str) -> list[str]:
         supplied=read_split_files(config.files, config.test_part) if config.files else None,
         data=data_digest(study, task, cohort),
     )
-    if not isinstance(section.target, SurvivalTarget):
-        classes = class_names(bags, section.target.label)
-        refuse_unlike_classes(splits, classes.groupby(bags["patient_id"]).agg(set))
+    classes = classes_held(section.target, bags)
+    if classes is not None:
+        refuse_unlike_classes(splits, classes.groupby(bags["patient_id"]).agg(_union))
     save_splits(splits, splits_path(study, task))
     lines = cohort.describe(section.target)
     facts = {"lines": lines, "report": {**cohort.report, **copies, **notes}}
@@ -66,31 +67,25 @@ def split_task(study: StudyConfig, task: str) -> list[str]:
     return [*lines, *(f"{k}: {len(v)} ({named(v)})" for k, v in facts["report"].items())]
 
 
-def strata(target: TaskConfig, bags: pd.DataFrame) -> list[pd.Series]:
-    """Values to balance folds by, the finest first: the class; or event and early or late.
+def _union(held: pd.Series) -> set[str]:
+    return set().union(*held)
 
-    A survival cohort may do without censored patients, so the coarsest choice is then no balance.
+
+def task_splits(study: StudyConfig, task: str) -> Splits:
+    """The current folds. Opens every store: raises CohortError if labels, slides, features or
+    splits changed since the folds were made.
     """
-    if not isinstance(target, SurvivalTarget):
-        return [class_names(bags, target.label)]
-    times, events = survival_columns(bags, time=target.time, event=target.event)
-    table = pd.DataFrame({"time": times, "event": events}, index=bags.index)
-    late = table["time"] > table.groupby("event")["time"].transform("median")
-    by_event = table["event"].map({True: "event", False: "censored"})
-    by_both = by_event + late.map({True: ", late", False: ", early"})
-    few_censored = (by_event == "censored").sum() < (by_event == "event").sum()
-    anyone = pd.Series("anyone", index=bags.index)
-    return [by_both, by_event, anyone] if few_censored else [by_both, by_event]
+    return current_splits(study, task, task_cohort(study, task))
 
 
 def member_runs(
-    study: StudyConfig, task: str, answerer: str
+    study: StudyConfig, task: str, answerer: str, splits: Splits | None = None
 ) -> tuple[Splits, dict[tuple[int, int], str]]:
     """The current folds, and the run id that the seal of every (fold, seed) has to carry.
 
-    Raises CohortError if labels, slides, features or splits changed since the folds were made.
+    `splits`: the `task_splits`, where somebody has them.
     """
-    splits = current_splits(study, task, task_cohort(study, task))
+    splits = splits or task_splits(study, task)
     settings = settings_of(study, task, answerer)
     runs = {
         (fold, seed): run_id_of(settings, splits, fold=fold, seed=seed)

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 RANKING, CALLS = "Discrimination", "At the operating point"
-PROBABILITIES, SETS, OTHER = "Probabilities", "Conformal sets", "Other"
-GROUPS = (RANKING, CALLS, PROBABILITIES, SETS, OTHER)
+PROBABILITIES, SETS, VALUES = "Probabilities", "Conformal sets", "Predicted values"
+OTHER = "Other"
+GROUPS = (RANKING, CALLS, PROBABILITIES, SETS, VALUES, OTHER)
 Better = Literal["high", "low", ""]
 
 
@@ -37,7 +38,8 @@ _ENTRIES = {
         "high",
         "Probability that a case with the class is ranked above one without it; 0.5 is chance. "
         "Pairs are compared within folds: pooled scores of several models would be biased. Several "
-        "classes without a positive one: mean of each against the rest.",
+        "classes without a positive one: mean of each against the rest. Several labels: of each "
+        "where it is known, and their mean.",
     ),
     "auroc_delong": Entry(
         "AUROC, DeLong's interval",
@@ -76,6 +78,43 @@ _ENTRIES = {
         CALLS,
         "high",
         "Cohen's kappa with quadratic weights: agreement beyond chance, far misses counting more.",
+    ),
+    "r2": Entry(
+        "R²",
+        VALUES,
+        "high",
+        "1 − squared errors / squared deviations from the mean of the test values; 0 is no better "
+        "than answering that mean, and below 0 is worse.",
+    ),
+    "mae": Entry("mean absolute error", VALUES, "low", "Mean distance from the observed value."),
+    "rmse": Entry(
+        "root mean squared error",
+        VALUES,
+        "low",
+        "Root of the mean squared distance from the observed value: large errors count more.",
+    ),
+    "bias": Entry(
+        "bias", VALUES, "", "Mean of predicted − observed; 0 is right on average, for all together."
+    ),
+    "pearson": Entry(
+        "Pearson's r",
+        RANKING,
+        "high",
+        "Linear correlation of predicted and observed values within folds: with folds pooled, "
+        "models without any skill would correlate negatively.",
+    ),
+    "spearman": Entry(
+        "Spearman's ρ",
+        RANKING,
+        "high",
+        "Correlation of the ranks of predicted and observed values within folds.",
+    ),
+    "calibration_slope": Entry(
+        "calibration slope",
+        VALUES,
+        "",
+        "Slope of observed on predicted values within folds: 1 is right, below 1 predictions are "
+        "spread too far.",
     ),
     "brier": Entry("Brier score", PROBABILITIES, "low", _BRIER),
     "brier_uncalibrated": Entry("Brier score, unscaled", PROBABILITIES, "low", _BRIER + _BEFORE),
@@ -140,26 +179,35 @@ _ENTRIES = {
     ),
 }
 _AT_HORIZON = {"td_auc": "td_auc", "brier": "brier_at"}
+_OF_LABELS = ("auroc", "auprc", "sensitivity", "specificity", "brier")
 
 
 def entry(metric: str) -> Entry:
-    """The entry of a column `metric`; td_auc_2 and brier_2 are of the second horizon."""
+    """The entry of a column `metric`; td_auc_2 and brier_2 are of the second horizon, auroc_EGFR of
+    a label.
+    """
     if metric in _ENTRIES:
         return _ENTRIES[metric]
-    base, place = _horizon(metric)
+    base, part = _part(metric)
     if base is not None:
-        return replace(_ENTRIES[base], name=f"{_ENTRIES[base].name} {place}")
+        return replace(_ENTRIES[base], name=f"{_ENTRIES[base].name}{part}")
     return Entry(metric.replace("_", " "), OTHER, "", "")
 
 
 def explained(metrics: Iterable[str]) -> list[Entry]:
-    """The entries of `metrics` that have a meaning to tell, each once, horizons together."""
-    names = {_horizon(metric)[0] or metric for metric in metrics}
+    """The entries of `metrics` that have a meaning to tell, each once, horizons and labels
+    together.
+    """
+    names = {metric if metric in _ENTRIES else _part(metric)[0] for metric in metrics}
     return [found for name, found in _ENTRIES.items() if name in names]
 
 
-def _horizon(metric: str) -> tuple[str | None, str]:
-    """The entry's key and the place, of a metric at a horizon; else None."""
+def _part(metric: str) -> tuple[str | None, str]:
+    """The entry's key of a metric at a horizon or of a label, and what its name ends on; else
+    None.
+    """
     base, _, place = metric.rpartition("_")
-    known = base in _AT_HORIZON and place.isdigit()
-    return (_AT_HORIZON[base], place) if known else (None, "")
+    if base in _AT_HORIZON and place.isdigit():
+        return _AT_HORIZON[base], f" {place}"
+    base, _, label = metric.partition("_")
+    return (base, f", {label}") if base in _OF_LABELS and label else (None, "")

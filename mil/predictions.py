@@ -1,9 +1,9 @@
 """Answers as tables: every slide as a bag of its own, and every patient.
 
 Columns: level ('slide' or 'patient'), id, patient_id, the targets and what rides along, then the
-task's answers (`prob_<class>`, or `risk`, `risk_sd` and `survival_<j>`) and what is called of them
-(mil.decisions). Of trained models asked about another cohort also `seen`: whether every model that
-answered was trained or validated on the patient.
+task's answers (`prob_<class>`, `prob_<label>`, `value`, or `risk`, `risk_sd` and `survival_<j>`)
+and what is called of them (mil.decisions). Of trained models asked about another cohort also
+`seen`: whether every model that answered was trained or validated on the patient.
 """
 
 import re
@@ -21,10 +21,11 @@ from mil.decisions import (
     members_of_sets,
     positive_class,
     with_calls,
+    with_label_calls,
     with_risk_groups,
 )
 from mil.tasks.base import Task
-from mil.tasks.config import ClassificationConfig
+from mil.tasks.config import ClassificationConfig, Kind, TaskConfig
 from preprocessing.artefacts import whole_file
 from preprocessing.errors import CohortError
 
@@ -32,7 +33,8 @@ Answer = Callable[[pd.DataFrame], Tensor]
 """Logits (bags, outputs) of a table of bags, as Cohort.bags makes it."""
 
 _NUMBER = re.compile(
-    r"(prob|uncalibrated|spread)_.+|survival_\d+|risk|risk_sd|risk_cut|threshold", re.DOTALL
+    r"(prob|uncalibrated|spread|threshold)_.+|survival_\d+|risk|risk_sd|risk_cut|threshold|value",
+    re.DOTALL,
 )
 
 
@@ -99,11 +101,11 @@ def _any_positive(
     return patients.assign(**changed)
 
 
-def combine(members: Sequence[pd.DataFrame], target: object) -> pd.DataFrame:
+def combine(members: Sequence[pd.DataFrame], target: TaskConfig) -> pd.DataFrame:
     """Several models' predictions of the same rows as one: means, and between them the spread.
 
-    Probabilities, standardised risks, survival and thresholds are averaged. A class belongs to the
-    conformal set if more than half of the members' sets hold it, which covers at least
+    Probabilities, values, standardised risks, survival and thresholds are averaged. A class belongs
+    to the conformal set if more than half of the members' sets hold it, which covers at least
     1 - 2 (1 - coverage) where theirs cover `coverage` (Gasparin & Ramdas 2024).
     """
     first = members[0]
@@ -116,15 +118,30 @@ def combine(members: Sequence[pd.DataFrame], target: object) -> pd.DataFrame:
     numeric = [str(c) for c in first if is_number(c)]
     stacked = np.stack([member[numeric].to_numpy(dtype=float) for member in members])
     joint = first.assign(**dict(zip(numeric, stacked.mean(axis=0).T, strict=True)))
-    if "threshold" in joint:  # a member without one (NaN) leaves the call to the others
-        joint["threshold"] = pd.concat([m["threshold"] for m in members], axis=1).mean(axis=1)
+    for name in [c for c in numeric if c.startswith("threshold")]:
+        # a member without one (NaN) leaves the call to the others
+        joint[name] = pd.concat([m[name] for m in members], axis=1).mean(axis=1)
     spread = dict(zip(numeric, stacked.std(axis=0).T, strict=True))
-    if not isinstance(target, ClassificationConfig):
-        return with_risk_groups(joint).assign(spread_risk_sd=spread["risk_sd"])
-    classes = classes_of(first)
+    told = {f"prob_{c}": f"spread_{c}" for c in classes_of(first)}
+    told |= {name: f"spread_{name}" for name in ("value", "risk_sd") if name in spread}
+    spreads = {column: spread[answer] for answer, column in told.items()}
+    return _CALLS[target.kind](joint, members, target).assign(**spreads)
+
+
+def _joint_classes(
+    joint: pd.DataFrame, members: Sequence[pd.DataFrame], target: ClassificationConfig
+) -> pd.DataFrame:
     majority = np.mean([members_of_sets(member) for member in members], axis=0) > 0.5
-    spreads = {f"spread_{c}": spread[f"prob_{c}"] for c in classes}
-    return with_calls(joint, positive_class(target, classes), majority).assign(**spreads)
+    return with_calls(joint, positive_class(target, classes_of(joint)), majority)
+
+
+# What several members call together, of their joint answers.
+_CALLS: dict[Kind, Callable[..., pd.DataFrame]] = {
+    "classification": _joint_classes,
+    "multilabel": lambda joint, *_: with_label_calls(joint),
+    "regression": lambda joint, *_: joint,
+    "survival": lambda joint, *_: with_risk_groups(joint),
+}
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

@@ -22,7 +22,6 @@ from mil.glossary import GROUPS, entry, explained
 from mil.heatmaps.tables import read_scale
 from mil.paint import applied_maps_dir, heatmap_dir
 from mil.seals import looks
-from mil.tasks.config import SurvivalTarget
 from preprocessing.artefacts import whole_file
 from preprocessing.errors import CohortError
 from preprocessing.process_list import read_process_list
@@ -36,6 +35,7 @@ CAPTIONS = {
     "precision_recall": "Discrimination: precision and recall",
     "confusion": "Calls at the operating point",
     "calibration": "Calibration of the probabilities",
+    "predicted_observed": "Observed against predicted values",
     "kaplan_meier": "Survival of the risk groups",
     "time_dependent_auc": "Discrimination over time",
     "survival_calibration": "Calibration of the predicted survival",
@@ -92,13 +92,11 @@ def _task(study: StudyConfig, task: str) -> Values:
     answerers = study.answerers(task)
     folders = {a: evaluation_dir(study, task, a) for a in answerers}
     metrics = {a: _metrics(folder / "metrics.csv") for a, folder in folders.items()}
-    survival = isinstance(section.target, SurvivalTarget)
     facts = cohort_path(study, task)
     hazards = [(a, rows) for a in answerers if (rows := _hazards(folders[a] / "hazard_ratios.csv"))]
     return {
         "name": task,
         "section": section,
-        "survival": survival,
         "cohort": json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else None,
         "looks": looks(study, task),
         "answerers": answerers,
@@ -155,7 +153,8 @@ def _level(metrics: Mapping[str, pd.DataFrame], level: str) -> Values:
     }
     names = list(dict.fromkeys(str(name) for t in overall.values() for name in t))
     names.sort(key=lambda name: GROUPS.index(entry(name).group))
-    patients = sorted({int(row["patients"]) for t in overall.values() for row in t.values()})
+    # nobody may be known of a label: that is no size of a cohort
+    patients = sorted({int(row["patients"]) for t in overall.values() for row in t.values()} - {0})
     return {
         "name": level,
         "patients": " to ".join(map(str, dict.fromkeys((patients[0], patients[-1])))),
@@ -178,7 +177,7 @@ def _metric_row(name: str, overall: Mapping[str, Mapping[Any, Any]]) -> Values:
             continue
         row = table[name]
         known = pd.notna(row["low"]) and pd.notna(row["high"])
-        interval = f"{row['low']:.3f}–{row['high']:.3f}" if known else ""
+        interval = _interval(row["low"], row["high"]) if known else ""
         cells.append((_number(row["value"]), interval))
         if row["note"]:
             notes.setdefault(row["note"], []).append(answerer)
@@ -238,7 +237,16 @@ def _hazards(path: Path) -> list[Values]:
 
 
 def _number(value: float) -> str:
-    return "undefined" if pd.isna(value) else f"{value:.3f}"
+    """Three decimals, or where a unit makes these too many or too few three digits."""
+    if pd.isna(value):
+        return "undefined"
+    plain = value == 0 or 5e-4 <= abs(value) < 1e3
+    size = f"{abs(value):.3f}" if plain else f"{abs(value):.3g}"
+    return f"\N{MINUS SIGN}{size}" if value < 0 else size
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{_number(low)}{'–' if low >= 0 else ' to '}{_number(high)}"
 
 
 def _signed(value: float) -> str:

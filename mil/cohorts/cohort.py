@@ -1,7 +1,8 @@
 """Labels joined to slides: one table of targets, and a report of what matched and what did not."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,22 @@ from mil.cohorts.refusals import (
     torn_patients,
 )
 from mil.config_messages import meant
-from mil.tasks.columns import class_names, named, survival_columns
-from mil.tasks.config import ClassificationConfig, SurvivalTarget, TaskConfig
+from mil.tasks.columns import (
+    answered,
+    class_names,
+    label_values,
+    named,
+    number_values,
+    survival_columns,
+)
+from mil.tasks.config import (
+    ClassificationConfig,
+    Kind,
+    MultilabelConfig,
+    RegressionConfig,
+    SurvivalTarget,
+    TaskConfig,
+)
 from preprocessing.errors import CohortError, ConfigError
 from preprocessing.manifest import SlideRow
 
@@ -28,8 +43,9 @@ from preprocessing.manifest import SlideRow
 class Cohort:
     """`slides`: index slide_id; columns patient_id, the targets and the other columns.
 
-    Targets are complete in every row, covariates may be empty (NaN), all is text. `report`: reason
-    -> ids left out. `sources`: column -> the label table's own name of it, where it differs.
+    Targets are complete in every row, or of several labels one at least; covariates may be empty
+    (NaN), all is text. `report`: reason -> ids left out. `sources`: column -> the label table's own
+    name of it, where it differs.
     """
 
     slides: pd.DataFrame
@@ -57,34 +73,64 @@ class Cohort:
         return replace(self, slides=self.slides[kept], report=report)
 
     def describe(self, target: TaskConfig) -> list[str]:
-        """What the cohort holds, a line each: slides, patients, classes or follow-up."""
+        """What the cohort holds, a line each: slides, patients, and what is known of them."""
         patients = self.slides["patient_id"].nunique()
         lines = [_counted(len(self.slides), patients)]
-        if isinstance(target, ClassificationConfig):
-            return lines + self._classes(target.label)
-        return lines + self._follow_up(target)
+        return lines + _LINES[target.kind](self, target)
 
-    def _classes(self, label: str) -> list[str]:
-        grouped = self.slides.groupby(class_names(self.slides, label))["patient_id"]
-        counts = grouped.agg(["size", "nunique"])
-        return [
-            f"{label} = {name}: {_counted(int(row['size']), int(row['nunique']))}"
-            for name, row in counts.iterrows()
-        ]
 
-    def _follow_up(self, target: SurvivalTarget) -> list[str]:
-        """Reverse Kaplan-Meier: the censored are the events (Schemper & Smith 1996)."""
-        time = target.time
-        times, events = survival_columns(self.bags("patient"), time=time, event=target.event)
-        unit = target.unit or f"in the unit of {self.sources.get(time, time)}"
-        median = float(KaplanMeierFitter().fit(times, ~events).median_survival_time_)
-        known = f"{median:.4g} ({unit})"
-        if not np.isfinite(median):
-            known = f"not reached; the longest is {times.max():.4g} ({unit})"
-        return [
-            f"{len(times)} patients: {events.sum()} events, {(~events).sum()} censored",
-            f"median follow-up (reverse Kaplan-Meier): {known}",
-        ]
+def _class_lines(cohort: Cohort, target: ClassificationConfig) -> list[str]:
+    return _values_counted(cohort.slides, class_names(cohort.slides, target.label))
+
+
+def _label_lines(cohort: Cohort, target: MultilabelConfig) -> list[str]:
+    slides, lines = cohort.slides, []
+    values = label_values(slides, target.labels)
+    for name, known in zip(target.labels, values.T, strict=True):
+        told = pd.Series(known, index=slides.index, name=name).map({1.0: "1", 0.0: "0"})
+        lines += _values_counted(slides, told.fillna("unknown"))
+    return lines
+
+
+def _values_counted(slides: pd.DataFrame, values: pd.Series) -> list[str]:
+    counts = slides.groupby(values)["patient_id"].agg(["size", "nunique"])
+    return [
+        f"{values.name} = {name}: {_counted(int(row['size']), int(row['nunique']))}"
+        for name, row in counts.iterrows()
+    ]
+
+
+def _number_lines(cohort: Cohort, target: RegressionConfig) -> list[str]:
+    values = number_values(cohort.slides, target.column)
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
+    unit = "" if target.unit is None else f" ({target.unit})"
+    return [
+        f"{target.column}{unit} of slides: median {median:.4g}, quartiles {low:.4g} to {high:.4g}, "
+        f"from {values.min():.4g} to {values.max():.4g}"
+    ]
+
+
+def _follow_up_lines(cohort: Cohort, target: SurvivalTarget) -> list[str]:
+    """Reverse Kaplan-Meier: the censored are the events (Schemper & Smith 1996)."""
+    time = target.time
+    times, events = survival_columns(cohort.bags("patient"), time=time, event=target.event)
+    unit = target.unit or f"in the unit of {cohort.sources.get(time, time)}"
+    median = float(KaplanMeierFitter().fit(times, ~events).median_survival_time_)
+    known = f"{median:.4g} ({unit})"
+    if not np.isfinite(median):
+        known = f"not reached; the longest is {times.max():.4g} ({unit})"
+    return [
+        f"{len(times)} patients: {events.sum()} events, {(~events).sum()} censored",
+        f"median follow-up (reverse Kaplan-Meier): {known}",
+    ]
+
+
+_LINES: dict[Kind, Callable[..., list[str]]] = {
+    "classification": _class_lines,
+    "multilabel": _label_lines,
+    "regression": _number_lines,
+    "survival": _follow_up_lines,
+}
 
 
 def _counted(slides: int, patients: int) -> str:
@@ -105,10 +151,11 @@ def read_cohort(
 ) -> Cohort:
     """Joins the manifest's slides to a label table keyed by slide_id or, lacking that, patient_id.
 
-    `columns`: the targets; slides without them are left out and reported. `covariates` and `group`
-    (a site) belong to the patient and may stand in the manifest instead; a covariate may be empty.
-    `patient_target`: so does the target, slides of one patient that disagree are refused. `target`
-    has follow-up checked, too; `key`, where it stands (mil.tasks.x.target), is for messages.
+    `columns`: the targets; slides without them (without any, of the labels of a multilabel target)
+    are left out and reported. `covariates` and `group` (a site) belong to the patient and may stand
+    in the manifest instead; a covariate may be empty. `patient_target`: so does the target, slides
+    of one patient that disagree are refused. `target` has its values checked, too; `key`, where it
+    stands (mil.tasks.x.target), is for messages.
     """
     others = _other_columns(columns, covariates, group)
     table = read_label_table(labels)
@@ -119,14 +166,14 @@ def read_cohort(
     joined = manifest.merge(_one_row_per_id(table, known), on=table.key, how="left")
     joined = joined.set_index("slide_id")
     labelled = manifest[table.key].isin(table.frame[table.key]).to_numpy()
-    complete = joined[list(columns)].notna().all(axis=1).to_numpy()
+    complete = answered(joined, columns, target).to_numpy()
     empty = labelled & ~complete
     if not complete.any():
         raise CohortError(no_slide(table, manifest, columns, matching=int(labelled.sum())))
     report = {
         **table.notes,
         "slides without a label": joined.index[~labelled].tolist(),
-        f"slides whose {' or '.join(columns)} is empty": joined.index[empty].tolist(),
+        _empty_cells(columns, target): joined.index[empty].tolist(),
         "labels without a slide": sorted(set(table.frame[table.key]) - set(manifest[table.key])),
     }
     slides = joined.loc[complete, ["patient_id", *columns, *others]]
@@ -135,15 +182,31 @@ def read_cohort(
     slides = _of_patients(slides, others, group)
     report = {reason: ids for reason, ids in report.items() if ids}
     cohort = Cohort(slides, columns, report, others, table.renamed(known))
-    if isinstance(target, SurvivalTarget):
-        where = _where(table.name, cohort.sources, key)
-        survival_columns(cohort.bags("patient"), time=target.time, event=target.event, where=where)
+    if target is not None and (check := _CHECKS.get(target.kind)):
+        check(cohort, target, _where(table.name, cohort.sources, key))
     return cohort
+
+
+# What refuses cells that are not what a target asks for; any text may be a class.
+_CHECKS: dict[Kind, Callable[[Cohort, Any, str], object]] = {
+    "multilabel": lambda c, t, where: label_values(c.slides, t.labels, where=where),
+    "regression": lambda c, t, where: number_values(c.slides, t.column, where=where),
+    "survival": lambda c, t, where: survival_columns(
+        c.bags("patient"), time=t.time, event=t.event, where=where
+    ),
+}
+
+
+def _empty_cells(columns: tuple[str, ...], target: TaskConfig | None) -> str:
+    if isinstance(target, MultilabelConfig):
+        return f"slides of which none of {', '.join(columns)} is known"
+    return f"slides whose {' or '.join(columns)} is empty"
 
 
 def _keys(target: TaskConfig | None, key: str) -> dict[str, str]:
     """Column -> the key of the configuration that names it."""
-    named_by = {getattr(target, name, None): name for name in ("label", "time", "event")}
+    named_by = {getattr(target, name, None): name for name in ("label", "time", "event", "column")}
+    named_by |= dict.fromkeys(getattr(target, "labels", ()), "labels")
     return {column: f"{key}.{name}" for column, name in named_by.items() if column and key}
 
 

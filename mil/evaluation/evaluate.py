@@ -10,10 +10,11 @@ from mil.ensemble import applied_dir
 from mil.evaluation.hazard import hazard_ratios
 from mil.evaluation.held_out import HeldOut, evaluation_dir, read_held_out
 from mil.evaluation.metric_table import metric_rows
-from mil.evaluation.statistics import FoldFit, outcomes_of
+from mil.evaluation.survival_metrics import FoldFit, outcomes_of
 from mil.figures.common import first_tests
 from mil.figures.draw import draw_figures
 from mil.predictions import read_predictions, write_csv
+from mil.tasks.columns import answered
 from mil.tasks.config import SurvivalTarget, TaskConfig
 from preprocessing.artefacts import whole_file
 
@@ -58,7 +59,7 @@ def evaluate_applied(study: StudyConfig, name: str) -> pd.DataFrame | None:
     target = TaskSection.model_validate(about["section"]).target
     if not set(target.columns) <= set(table):
         return None
-    labelled = table[list(target.columns)].notna().all(axis=1)
+    labelled = answered(table, target.columns, target)
     known = table[labelled & ~table["seen"]].assign(fold=0, repeat=0)
     if known.empty:
         return None

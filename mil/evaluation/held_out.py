@@ -8,7 +8,7 @@ import pandas as pd
 
 from mil.config import StudyConfig
 from mil.decisions import LEVELS, with_risk_groups
-from mil.evaluation.statistics import FoldFit, outcomes_of
+from mil.evaluation.survival_metrics import FoldFit, outcomes_of
 from mil.experiment import member_runs
 from mil.folds.splits import Splits
 from mil.predictions import combine, read_predictions
@@ -39,11 +39,13 @@ def evaluation_dir(study: StudyConfig, task: str, answerer: str) -> Path:
     return study.output / "evaluation" / task / answerer
 
 
-def read_held_out(study: StudyConfig, task: str, answerer: str) -> HeldOut:
+def read_held_out(
+    study: StudyConfig, task: str, answerer: str, splits: Splits | None = None
+) -> HeldOut:
     """Reads every member's sealed predictions; refuses unsealed ones, and those of other settings,
-    labels or splits than the study has now.
+    labels or splits than the study has now (see member_runs).
     """
-    splits, runs = member_runs(study, task, answerer)
+    splits, runs = member_runs(study, task, answerer, splits)
     target = study.mil.tasks[task].target
     tables, fits, fitted = [], {}, []
     for number in range(len(splits.folds)):

@@ -4,14 +4,25 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mil.decisions import class_indices, classes_of, positive_class
+from mil.decisions import asked_of, known_truth
 from mil.evaluation.held_out import HeldOut
+from mil.evaluation.label_metrics import MACRO, of_one_label
 from mil.evaluation.statistics import Interval, bootstrap_intervals, draws_of, metrics_for, whole
+from mil.evaluation.value_metrics import IN_UNIT
 from mil.figures.common import time_label
 from mil.metrics.classification import wilson_interval
 from mil.metrics.ranking import delong_interval, newcombe_interval, stratified_auroc
-from mil.tasks.config import ClassificationConfig, SurvivalTarget, TaskConfig
+from mil.metrics.resampling import Metric
+from mil.tasks.config import (
+    ClassificationConfig,
+    MultilabelConfig,
+    RegressionConfig,
+    SurvivalTarget,
+    TaskConfig,
+)
 
+Truth = NDArray[np.bool_]
+Score = NDArray[np.float64]
 SHARES = ("accuracy", "sensitivity", "specificity", "conformal_coverage", "abstained")
 
 
@@ -22,22 +33,25 @@ def metric_rows(test: HeldOut, level: str, target: TaskConfig, resamples: int) -
     intervals = bootstrap_intervals(metrics, draws_of(table, resamples))
     fold = table["fold"].to_numpy()
     rows = []
+    everyone = whole(table)
     for name, metric in metrics.items():
-        everyone = whole(table)
         value, interval = metric(everyone), intervals[name]
         low, high, about = at_the_boundary(name, value, interval, table, target)
         notes = [
             _horizon_note(name, test, target),
             _conformal_note(name, level, test.fitted),
+            _labels_note(name, metrics, table, target),
+            _unit_note(name, target),
             f"undefined in {interval.undefined:.0%} of resamples" * (interval.undefined > 0.01),
             about,
         ]
-        row = _row(level, name, "all", value, table)
+        known = measured(name, table, target)
+        row = _row(level, name, "all", value, table.iloc[known])
         rows.append(row | {"low": low, "high": high, "note": "; ".join(filter(None, notes))})
         for number in np.unique(fold):
-            mine = everyone[fold == number]
-            rows.append(_row(level, name, str(number), metric(mine), table.iloc[mine]))
-    if level == "patient" and isinstance(target, ClassificationConfig):
+            mine = table.iloc[known[fold[known] == number]]
+            rows.append(_row(level, name, str(number), metric(everyone[fold == number]), mine))
+    if level == "patient":
         rows += _delong_row(table, target)
     return pd.DataFrame(rows)
 
@@ -52,26 +66,58 @@ def at_the_boundary(
     alone = not table["patient_id"].duplicated().any()
     if interval.low < interval.high or not alone or np.isnan(value):
         return interval.low, interval.high, ""
-    if metric in SHARES and isinstance(target, ClassificationConfig):
-        cases = cases_of(metric, table, target)
-        low, high = wilson_interval(value, cases)
+    base, question = metric, None
+    if isinstance(target, MultilabelConfig):
+        base, question = of_one_label(metric, target)
+        if question is None:  # the mean of several shares is no share
+            return interval.low, interval.high, ""
+    if base in SHARES and isinstance(target, ClassificationConfig | MultilabelConfig):
+        low, high = wilson_interval(value, cases_of(base, table, target, question))
         return float(low), float(high), "Wilson's interval: all resamples agree"
-    found = positive_scores(table, target)
-    if metric == "auroc" and found is not None:
-        low, high = newcombe_interval(value, found[0], strata=table["fold"].to_numpy())
+    found = positive_scores(table, target, question)
+    if base == "auroc" and found is not None:
+        strata = table["fold"].to_numpy()[measured(metric, table, target)]
+        low, high = newcombe_interval(value, found[0], strata=strata)
         return low, high, "Newcombe's interval: all resamples agree"
     return interval.low, interval.high, ""
 
 
-def cases_of(metric: str, table: pd.DataFrame, target: ClassificationConfig) -> int:
+def measured(metric: str, table: pd.DataFrame, target: TaskConfig) -> NDArray[np.intp]:
+    """The rows that a metric is of: where it is of one label, those that know it."""
+    if isinstance(target, MultilabelConfig) and (label := of_one_label(metric, target)[1]):
+        return known_truth(table, target, label)[0]
+    return whole(table)
+
+
+def cases_of(
+    share: str,
+    table: pd.DataFrame,
+    target: ClassificationConfig | MultilabelConfig,
+    question: str | None = None,
+) -> int:
     """Of how many rows a share is: of one class for sensitivity and specificity."""
-    if metric not in ("sensitivity", "specificity"):
+    if share not in ("sensitivity", "specificity"):
         return len(table)
-    classes = classes_of(table)
-    positive = class_indices(table, target.label) == classes.index(
-        str(positive_class(target, classes))
-    )
-    return int(positive.sum() if metric == "sensitivity" else (~positive).sum())
+    name = question or asked_of(table, target)[0]
+    positive = known_truth(table, target, name)[1]
+    return int(positive.sum() if share == "sensitivity" else (~positive).sum())
+
+
+def _labels_note(
+    name: str, metrics: dict[str, Metric], table: pd.DataFrame, target: TaskConfig
+) -> str:
+    """Which labels a mean over labels leaves out."""
+    if not isinstance(target, MultilabelConfig) or name not in MACRO:
+        return ""
+    values = {label: metrics[f"{name}_{label}"](whole(table)) for label in target.labels}
+    lost = [label for label, value in values.items() if np.isnan(value)]
+    return f"without {', '.join(lost)}, of which it is undefined" if lost else ""
+
+
+def _unit_note(name: str, target: TaskConfig) -> str:
+    if not isinstance(target, RegressionConfig) or name not in IN_UNIT or target.unit is None:
+        return ""
+    return f"in {target.unit}"
 
 
 def _conformal_note(metric: str, level: str, fitted: list[dict]) -> str:
@@ -103,7 +149,7 @@ def _horizon_note(metric: str, test: HeldOut, target: TaskConfig) -> str:
     return f"at {np.mean(times):.3g} ({unit}), mean of the folds' {quantile}{own}"
 
 
-def _delong_row(table: pd.DataFrame, target: ClassificationConfig) -> list[dict[str, object]]:
+def _delong_row(table: pd.DataFrame, target: TaskConfig) -> list[dict[str, object]]:
     """AUROC with DeLong's interval, where patients are independent rows: no repeats."""
     positive = positive_scores(table, target)
     if positive is None:
@@ -127,15 +173,20 @@ def _row(level: str, name: str, fold: str, value: float, table: pd.DataFrame) ->
 
 
 def positive_scores(
-    table: pd.DataFrame, target: TaskConfig
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]] | None:
-    """Truth and score of the positive class; None where DeLong does not apply."""
-    if not isinstance(target, ClassificationConfig) or table["repeat"].nunique() > 1:
+    table: pd.DataFrame, target: TaskConfig, label: str | None = None
+) -> tuple[Truth, Score] | None:
+    """Truth and score of the positive class, or of a `label` where it is known; None where DeLong
+    does not apply.
+    """
+    asked = [label] if label else _one_question(table, target)
+    if not isinstance(target, ClassificationConfig | MultilabelConfig) or len(asked) != 1:
         return None
-    classes = classes_of(table)
-    positive = positive_class(target, classes)
-    if positive is None:
+    if table["repeat"].nunique() > 1:
         return None
-    truth = class_indices(table, target.label) == classes.index(positive)
+    rows, truth = known_truth(table, target, asked[0])
     both = 0 < truth.sum() < len(truth)
-    return (truth, table[f"prob_{positive}"].to_numpy(dtype=float)) if both else None
+    return (truth, table[f"prob_{asked[0]}"].to_numpy(dtype=float)[rows]) if both else None
+
+
+def _one_question(table: pd.DataFrame, target: TaskConfig) -> list[str]:
+    return asked_of(table, target) if isinstance(target, ClassificationConfig) else []

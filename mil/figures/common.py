@@ -68,6 +68,12 @@ def first_tests(table: pd.DataFrame) -> pd.DataFrame:
     return ordered.drop_duplicates(["level", "id"])
 
 
+def shown_rows(test: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows that a figure is of, 'patients', or 'slides' where these stand for themselves."""
+    patients = test[test["level"] == "patient"]
+    return (patients, "patients") if len(patients) else (test, "slides")
+
+
 def fold_tables(table: pd.DataFrame) -> list[pd.DataFrame]:
     return [part for _, part in table.groupby(["repeat", "fold"])]
 

@@ -1,31 +1,38 @@
 """Which figures a task has, drawn from the rows of an evaluation."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mil.evaluation.statistics import FoldFit, outcomes_of
+from mil.evaluation.survival_metrics import FoldFit, outcomes_of
 from mil.figures.calibration import calibration_figure
-from mil.figures.classification import confusion_figure, precision_recall_figure, roc_figure
+from mil.figures.classification import confusion_figure
 from mil.figures.common import first_tests
+from mil.figures.curves import precision_recall_figure, roc_figure
 from mil.figures.survival import (
     kaplan_meier_figure,
     survival_calibration_figure,
     time_dependent_auc_figure,
 )
+from mil.figures.values import predicted_observed_figure
 from mil.metrics.survival import calibration_at, stratified_logrank
 from mil.outcomes import Outcomes
-from mil.tasks.config import SurvivalTarget, TaskConfig
+from mil.tasks.config import Kind, SurvivalTarget, TaskConfig
 from preprocessing.artefacts import whole_file
 
-CLASSIFICATION = {
+CURVES: dict[str, Callable[..., None]] = {
     "roc": roc_figure,
     "precision_recall": precision_recall_figure,
-    "confusion": confusion_figure,
     "calibration": calibration_figure,
+}
+# Figures of the test rows alone, by file name; those of survival need more.
+FIGURES: dict[Kind, dict[str, Callable[..., None]]] = {
+    "classification": {**CURVES, "confusion": confusion_figure},
+    "multilabel": CURVES,
+    "regression": {"predicted_observed": predicted_observed_figure},
 }
 CALIBRATION_GROUPS = 4
 PER_GROUP = 12  # patients; a Kaplan-Meier estimate of fewer says little
@@ -44,7 +51,7 @@ def draw_figures(
     if isinstance(target, SurvivalTarget):
         _draw_survival(test, metrics, target, folder, fits=fits, title=title)
         return
-    for name, draw in CLASSIFICATION.items():
+    for name, draw in FIGURES[target.kind].items():
         with whole_file(folder / f"{name}.png") as partial:
             draw(test, target, partial, title=title)
 

@@ -46,6 +46,17 @@ class Task(ABC):
         """(bags,) bool: bags of which every training step should hold one, where bags compare."""
         return torch.ones(len(encoded), dtype=torch.bool)
 
+    def labels(self, encoded: Tensor) -> Tensor | None:  # noqa: ARG002 - most tasks have no classes
+        """(bags, outputs) bool: the classes of each bag, in the order of the logits.
+
+        Several labels: those known to be positive. None where the task has no classes.
+        """
+        return None
+
+    def terms(self, encoded: Tensor) -> int:
+        """How many terms `loss` is the mean over: bags, events, or known labels."""
+        return len(encoded)
+
     def refuse_validation(self, encoded: Tensor) -> None:  # noqa: B027 - most tasks take any
         """Raises CohortError if no loss can be measured on a validation part of these targets."""
 
@@ -55,7 +66,9 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, logits: Tensor) -> pd.DataFrame:
-        """Logits (bags, outputs) as columns: `prob_<class>`, or `risk` and `survival_<time>`."""
+        """Logits (bags, outputs) as columns: `prob_<class>`, `prob_<label>`, `value`, or `risk` and
+        `survival_<time>`.
+        """
 
     @abstractmethod
     def evidence(self, logits: Tensor) -> Tensor:

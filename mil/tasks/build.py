@@ -9,22 +9,28 @@ from mil.tasks.classification import ClassificationTask
 from mil.tasks.config import (
     ClassificationConfig,
     CoxConfig,
+    MultilabelConfig,
+    RegressionConfig,
     SurvivalConfig,
     TaskConfig,
 )
 from mil.tasks.cox import CoxTask
 from mil.tasks.discrete import DiscreteSurvivalTask
+from mil.tasks.multilabel import MultilabelTask
+from mil.tasks.regression import RegressionTask
 from preprocessing.errors import CheckpointError
 
 _TASKS = {
     "classification": ClassificationTask,
     "survival": DiscreteSurvivalTask,
     "cox": CoxTask,
+    "multilabel": MultilabelTask,
+    "regression": RegressionTask,
 }
 
 
 def fit_task(config: TaskConfig, training_targets: pd.DataFrame) -> Task:
-    """The task as the training part of a fold defines it: class order, time bins and grid."""
+    """The task as the training part of a fold defines it: class order, time bins, mean and sd."""
     match config:
         case ClassificationConfig():
             return ClassificationTask.fit(
@@ -38,6 +44,10 @@ def fit_task(config: TaskConfig, training_targets: pd.DataFrame) -> Task:
             return DiscreteSurvivalTask.fit(training_targets, config)
         case CoxConfig():
             return CoxTask.fit(training_targets, config, ties=config.ties)
+        case MultilabelConfig():
+            return MultilabelTask.fit(training_targets, config)
+        case RegressionConfig():
+            return RegressionTask.fit(training_targets, config.column)
         case _:
             assert_never(config)
 

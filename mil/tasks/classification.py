@@ -113,6 +113,9 @@ class ClassificationTask(Task):
             losses = losses * losses.new_tensor(self.weights)[encoded]
         return losses.mean()
 
+    def labels(self, encoded: Tensor) -> Tensor:
+        return functional.one_hot(encoded, self.outputs).bool()
+
     def predict(self, logits: Tensor) -> pd.DataFrame:
         """`prob_<class>`, and `uncalibrated_<class>` as if the temperature were 1."""
         logits = logits.detach().cpu().double()

@@ -5,9 +5,11 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 import pandas as pd
 
+from mil.tasks.config import TaskConfig
 from preprocessing.errors import CohortError
 
 NAMED_IDS = 5
+DECIMAL_POINT = "write a decimal point (3.5), not a comma"
 
 
 def named(ids: Iterable[Hashable]) -> str:
@@ -40,6 +42,42 @@ def class_names(targets: pd.DataFrame, label: str) -> pd.Series:
     return values.map(lambda v: str(int(v)) if isinstance(v, float) and v.is_integer() else str(v))
 
 
+def label_values(targets: pd.DataFrame, labels: Iterable[str], *, where: str = "") -> np.ndarray:
+    """(n, labels) float64: 1 yes, 0 no, NaN where the cell is empty; `where` opens a refusal."""
+    columns = []
+    for name in labels:
+        given = column(targets, name)
+        values = _numbers(given)
+        bad = given.notna().to_numpy() & ~np.isin(values, (0.0, 1.0))
+        if bad.any():
+            raise CohortError(
+                f"{where}column {name!r}: expected 1 (yes), 0 (no) or an empty cell (unknown), got "
+                f"{list(given[bad])[:NAMED_IDS]} for {named(given.index[bad])}; correct the table"
+            )
+        columns.append(values)
+    return np.stack(columns, axis=1)
+
+
+def number_values(targets: pd.DataFrame, name: str, *, where: str = "") -> np.ndarray:
+    """(n,) float64, all finite; `where` opens a refusal."""
+    given = column(targets, name)
+    values = _numbers(given)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        raise CohortError(
+            f"{where}column {name!r}: expected numbers, got {list(given[bad])[:NAMED_IDS]} for "
+            f"{named(given.index[bad])}; {_remedy_of_numbers(given[bad])}"
+        )
+    return values
+
+
+def answered(targets: pd.DataFrame, columns: Iterable[str], target: TaskConfig | None) -> pd.Series:
+    """(n,) bool: rows with an answer in each of the columns; of a multilabel target, in one."""
+    known = targets[list(columns)].notna()
+    several = target is not None and target.kind == "multilabel"
+    return known.any(axis=1) if several else known.all(axis=1)
+
+
 def survival_columns(
     targets: pd.DataFrame, *, time: str, event: str, where: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -67,14 +105,24 @@ def survival_columns(
 
 
 def _remedy_of_times(given: pd.Series, times: np.ndarray) -> str:
-    if given.astype(str).str.fullmatch(r"\d+,\d+").any():
-        return "write a decimal point (3.5), not a comma"
+    if _has_comma(given):
+        return DECIMAL_POINT
     if (times <= 0).any():
         return (
             "a time of 0 or below is no follow-up: leave the cell empty, and the patient is left "
             "out and listed; or give the time that was meant, say half a day"
         )
     return "write numbers in one unit, or leave the cell empty: the patient is then left out"
+
+
+def _remedy_of_numbers(given: pd.Series) -> str:
+    if _has_comma(given):
+        return DECIMAL_POINT
+    return "write numbers in one unit, or leave the cell empty: that row is then left out"
+
+
+def _has_comma(given: pd.Series) -> bool:
+    return bool(given.astype(str).str.fullmatch(r"-?\d+,\d+").any())
 
 
 def _remedy_of_events(events: np.ndarray) -> str:

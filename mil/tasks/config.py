@@ -1,11 +1,14 @@
 """Configuration of the tasks; columns are named by the user, never guessed. Needs no torch."""
 
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, PositiveFloat, model_validator
 
 from preprocessing.config import Section
+
+Kind = Literal["classification", "multilabel", "regression", "survival"]
+"""What the rest of the chain tells targets apart by; `survival` is discrete-time and Cox."""
 
 
 class OperatingPointConfig(Section):
@@ -33,6 +36,7 @@ class OperatingPointConfig(Section):
 class ClassificationConfig(Section):
     # classes written as numbers in YAML mean their text
     model_config = ConfigDict(coerce_numbers_to_str=True)
+    kind: ClassVar[Kind] = "classification"
 
     name: Literal["classification"] = "classification"
     label: str = Field(min_length=1, description="column with the class of a slide or patient")
@@ -72,8 +76,59 @@ class ClassificationConfig(Section):
         return self
 
 
+class MultilabelConfig(Section):
+    """Several yes/no labels of a slide or patient, such as mutations; some may be unknown."""
+
+    kind: ClassVar[Kind] = "multilabel"
+
+    name: Literal["multilabel"] = "multilabel"
+    labels: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        min_length=2, description="columns with 1 = yes, 0 = no, empty = unknown"
+    )
+    positive: str | None = Field(
+        default=None, description="label that heatmaps show evidence for; None: the first"
+    )
+    label_weights: Literal["none", "balanced"] = Field(
+        default="none",
+        description="balanced: a label's yes and no weigh the same in the training loss",
+    )
+    operating_point: OperatingPointConfig = OperatingPointConfig()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.labels
+
+    @model_validator(mode="after")
+    def _labels_hold_together(self) -> Self:
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels: expected different columns, got {list(self.labels)}")
+        if self.positive is not None and self.positive not in self.labels:
+            raise ValueError(
+                f"positive: {self.positive!r} is not one of the labels {list(self.labels)}"
+            )
+        return self
+
+
+class RegressionConfig(Section):
+    """A continuous value of a slide or patient, such as a biomarker score."""
+
+    kind: ClassVar[Kind] = "regression"
+
+    name: Literal["regression"] = "regression"
+    column: str = Field(min_length=1, description="column with the value, a number")
+    unit: str | None = Field(
+        default=None, min_length=1, description="unit of the value (ng/ml), for axes and tables"
+    )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
+
+
 class SurvivalTarget(Section):
     """What every survival task is asked: the follow-up, and when to report survival."""
+
+    kind: ClassVar[Kind] = "survival"
 
     time: str = Field(min_length=1, description="column with the time to event or censoring, > 0")
     event: str = Field(min_length=1, description="column with 1 = event observed, 0 = censored")
@@ -127,5 +182,6 @@ class CoxConfig(SurvivalTarget):
 
 
 TaskConfig = Annotated[
-    ClassificationConfig | SurvivalConfig | CoxConfig, Field(discriminator="name")
+    ClassificationConfig | MultilabelConfig | RegressionConfig | SurvivalConfig | CoxConfig,
+    Field(discriminator="name"),
 ]

@@ -135,6 +135,9 @@ class CoxTask(SurvivalTask):
     def leads(self, encoded: Tensor) -> Tensor:
         return encoded[:, 1] == 1
 
+    def terms(self, encoded: Tensor) -> int:
+        return int(self.leads(encoded).sum())
+
     def refuse_validation(self, encoded: Tensor) -> None:
         _refuse_incomparable(_outcomes(encoded), "validation", self.follow_up.event)
 

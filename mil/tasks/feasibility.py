@@ -1,5 +1,6 @@
 """What a cohort cannot be asked, told before any fold is made."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import pandas as pd
@@ -8,7 +9,7 @@ from mil.config_messages import meant
 from mil.decisions import SET_SEPARATOR
 from mil.tasks.build import fit_task
 from mil.tasks.columns import class_names, named, survival_columns
-from mil.tasks.config import ClassificationConfig, SurvivalTarget, TaskConfig
+from mil.tasks.config import ClassificationConfig, Kind, SurvivalTarget, TaskConfig
 from preprocessing.errors import CohortError
 
 
@@ -31,17 +32,15 @@ def refuse_impossible(section: Question, bags: pd.DataFrame) -> None:
     `bags`: all of the cohort, as Cohort.bags makes them. Raises CohortError.
     """
     target = section.target
-    if isinstance(target, SurvivalTarget):
-        _refuse_late_times(target, bags)
-    else:
-        _refuse_classes(section, target, class_names(bags, target.label))
+    if refuse := _REFUSALS.get(target.kind):
+        refuse(section, target, bags)
     try:
         fit_task(target, bags)
     except CohortError as error:
         raise CohortError(f"not even the whole cohort could be trained on: {error}") from error
 
 
-def _refuse_late_times(target: SurvivalTarget, bags: pd.DataFrame) -> None:
+def _refuse_late_times(_section: Question, target: SurvivalTarget, bags: pd.DataFrame) -> None:
     times, _ = survival_columns(bags, time=target.time, event=target.event)
     late = [f"{time:g}" for time in target.times or () if time > times.max()]
     if late:
@@ -51,7 +50,8 @@ def _refuse_late_times(target: SurvivalTarget, bags: pd.DataFrame) -> None:
         )
 
 
-def _refuse_classes(section: Question, target: ClassificationConfig, names: pd.Series) -> None:
+def _refuse_classes(section: Question, target: ClassificationConfig, bags: pd.DataFrame) -> None:
+    names = class_names(bags, target.label)
     seen = sorted(set(names))
     where = f"column {target.label!r} of {len(names)} {section.bag}s"
     if len(seen) < 2:
@@ -96,3 +96,10 @@ def _refuse_several(section: Question, target: ClassificationConfig, classes: li
             f"operating_point: a threshold separates two classes, but column {target.label!r} has "
             f"{len(classes)}: {classes}; leave it out (the most probable class is called then)"
         )
+
+
+# What fitting a task does not refuse by itself, or says less well.
+_REFUSALS: dict[Kind, Callable[..., None]] = {
+    "classification": _refuse_classes,
+    "survival": _refuse_late_times,
+}

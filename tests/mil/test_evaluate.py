@@ -9,7 +9,7 @@ from result_fakes import class_rows, survival_rows
 
 from mil.config import StudyConfig, validate_study
 from mil.data import splits_path
-from mil.evaluation import held_out
+from mil.evaluation import contest, held_out
 from mil.evaluation.compare import compare_answerers
 from mil.evaluation.evaluate import evaluate_answerer
 from mil.evaluation.held_out import evaluation_dir, read_held_out
@@ -30,12 +30,16 @@ FOLDS = 4
 def runs(monkeypatch) -> None:
     """The runs of members that were written here and never trained."""
 
-    def written(setting: StudyConfig, task: str, answerer: str):
-        splits = load_splits(splits_path(setting, task))
+    def splits_of(setting: StudyConfig, task: str) -> Splits:
+        return load_splits(splits_path(setting, task))
+
+    def written(setting: StudyConfig, task: str, answerer: str, splits: Splits | None = None):
+        splits = splits_of(setting, task)
         seeds = setting.seeds(answerer)
         return splits, {(k, s): "run" for k in range(len(splits.folds)) for s in seeds}
 
     monkeypatch.setattr(held_out, "member_runs", written)
+    monkeypatch.setattr(contest, "task_splits", splits_of)
 
 
 def study(tmp_path, target: dict, *, seeds: int = 1) -> StudyConfig:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import auc, average_precision_score, confusion_matrix, roc_auc_score
 from sksurv.nonparametric import kaplan_meier_estimator
 
-from mil.figures import calibration, classification, survival
+from mil.figures import calibration, classification, curves, survival
 from mil.figures.common import first_tests, interval_text, p_text
 from mil.tasks.config import ClassificationConfig, SurvivalConfig
 
@@ -16,8 +16,8 @@ BINARY = ClassificationConfig(label="y", classes=("benign", "tumour"))
 GRADES = ClassificationConfig(label="y", classes=("I", "II", "III"))
 SURVIVAL = SurvivalConfig(name="survival", time="months", event="died")
 CLASS_FIGURES = [
-    classification.roc_figure,
-    classification.precision_recall_figure,
+    curves.roc_figure,
+    curves.precision_recall_figure,
     classification.confusion_figure,
     calibration.calibration_figure,
 ]
@@ -28,7 +28,7 @@ class Drawn:
 
     def __init__(self, monkeypatch) -> None:
         self.figure, self.note = Figure(), ""
-        for module in (classification, calibration, survival):
+        for module in (classification, calibration, curves, survival):
             monkeypatch.setattr(module, "finish", self.keep(module.finish))
 
     def keep(self, finish):
@@ -76,7 +76,7 @@ def draw_survival(rows: pd.DataFrame, folder, **options) -> None:
 
 def test_roc_has_the_area_that_sklearn_finds_and_marks_what_was_called(tmp_path, drawn):
     rows = result_fakes.class_rows()
-    classification.roc_figure(rows, BINARY, tmp_path / "roc.png", title="tumour, abmil")
+    curves.roc_figure(rows, BINARY, tmp_path / "roc.png", title="tumour, abmil")
     patients = patients_of(rows)
     truth, score = patients["y"] == "tumour", patients["prob_tumour"]
     area = roc_auc_score(truth, score)
@@ -94,7 +94,7 @@ def test_roc_has_the_area_that_sklearn_finds_and_marks_what_was_called(tmp_path,
 
 def test_average_precision_is_sklearns(tmp_path, drawn):
     rows = result_fakes.class_rows(("I", "II", "III"))
-    classification.precision_recall_figure(rows, GRADES, tmp_path / "pr.png", title="t")
+    curves.precision_recall_figure(rows, GRADES, tmp_path / "pr.png", title="t")
     patients = patients_of(rows)
     for name in GRADES.classes or ():
         truth = patients["y"] == name
@@ -162,7 +162,7 @@ def test_repeats_count_every_patient_once(tmp_path, drawn):
     shuffled = rows.sample(frac=1, random_state=0)
     chosen = first_tests(shuffled).sort_index()
     pd.testing.assert_frame_equal(chosen, first)
-    classification.roc_figure(shuffled, BINARY, tmp_path / "roc.png", title="t")
+    curves.roc_figure(shuffled, BINARY, tmp_path / "roc.png", title="t")
     patients = patients_of(first)
     area = roc_auc_score(patients["y"] == "tumour", patients["prob_tumour"])
     assert auc(*drawn.line("120 patients").T) == pytest.approx(area)
@@ -176,12 +176,12 @@ def test_repeats_count_every_patient_once(tmp_path, drawn):
 def test_a_fold_or_a_cohort_of_one_class_has_no_curve(tmp_path, drawn):
     rows = result_fakes.class_rows(patients=40)
     lone = rows.assign(y=rows["y"].where(rows["fold"] != 1, "tumour"))
-    classification.roc_figure(lone, BINARY, tmp_path / "roc.png", title="t")
+    curves.roc_figure(lone, BINARY, tmp_path / "roc.png", title="t")
     grey = [line for line in drawn.figure.axes[0].get_lines() if line.get_color() == "0.6"]
     assert len(grey) == 3
     for draw in CLASS_FIGURES:
         draw(rows.assign(y="tumour"), BINARY, tmp_path / "one.png", title="t")
-    classification.roc_figure(rows.assign(y="tumour"), BINARY, tmp_path / "roc.png", title="t")
+    curves.roc_figure(rows.assign(y="tumour"), BINARY, tmp_path / "roc.png", title="t")
     assert "tumour, patients: undefined, one class only" in drawn.labels
 
 

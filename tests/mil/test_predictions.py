@@ -77,7 +77,7 @@ def test_slides_that_answer_for_themselves_have_no_patient_rows():
 
 
 def test_only_the_columns_of_this_program_are_read_as_numbers(tmp_path):
-    texts = {"threshold_x": "1", "survival_months": "007", "risk_score": "1.0", "level": "slide"}
+    texts = {"thresholds": "1", "survival_months": "007", "risk_score": "1.0", "level": "slide"}
     numbers = {"threshold": 0.5, "survival_00": 0.5, "prob_a": 1.0, "risk": 2.0, "risk_cut": 0.0}
     table = pd.DataFrame([{**texts, **numbers, "seen": True}, {**texts, **numbers, "seen": False}])
     write_csv(table, tmp_path / "predictions.csv")

@@ -12,7 +12,7 @@ from result_fakes import class_rows, metric_rows, study_of, write_tables
 from mil.data import cohort_path
 from mil.evaluation.compare import comparison_path
 from mil.evaluation.held_out import evaluation_dir
-from mil.figures.classification import roc_figure
+from mil.figures.curves import roc_figure
 from mil.glossary import entry, explained
 from mil.heatmaps.scores import CohortScale
 from mil.heatmaps.tables import write_scale
