@@ -5,6 +5,7 @@ well; 1 something failed, named on standard error; 2 configuration or command ca
 """
 
 import argparse
+import json
 import logging
 import shutil
 import sys
@@ -26,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("numexpr").setLevel(logging.WARNING)  # it counts its threads aloud
     try:
-        if parsed.stage in LISTINGS:
-            return LISTINGS[parsed.stage]()
+        if parsed.stage in WITHOUT_STUDY:
+            return WITHOUT_STUDY[parsed.stage](parsed)
         return STAGES[parsed.stage](load_study(parsed.config), parsed)
     except HistomilError as error:
         print(f"histomil: {error}", file=sys.stderr)
@@ -229,7 +230,7 @@ def _print_metrics(metrics: "pd.DataFrame") -> None:
     print(pooled.to_string(index=False, float_format="%.3f", na_rep=""))
 
 
-def list_encoders() -> int:
+def list_encoders(_: argparse.Namespace) -> int:
     from preprocessing.encoders.registry import REGISTRY
 
     for spec in REGISTRY.values():
@@ -238,10 +239,25 @@ def list_encoders() -> int:
     return 0
 
 
-def list_presets() -> int:
+def list_presets(_: argparse.Namespace) -> int:
     from mil.cohorts.presets import preset_lines
 
     print("\n".join(preset_lines(shutil.get_terminal_size().columns)))
+    return 0
+
+
+def list_methods(_: argparse.Namespace) -> int:
+    from mil.models.config import method_lines
+
+    print("\n".join(method_lines()))
+    return 0
+
+
+def bench(parsed: argparse.Namespace) -> int:
+    from mil.bench.train import as_record, as_table, bench_training
+
+    measured = bench_training(device=parsed.device, repeats=parsed.repeats)
+    print(json.dumps(as_record(measured)) if parsed.json else as_table(measured))
     return 0
 
 
@@ -275,7 +291,12 @@ STAGES: Mapping[str, Command] = {
     "report": report,
     "check": check,
 }
-LISTINGS: Mapping[str, Callable[[], int]] = {"encoders": list_encoders, "presets": list_presets}
+WITHOUT_STUDY: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "encoders": list_encoders,
+    "methods": list_methods,
+    "presets": list_presets,
+    "bench": bench,
+}
 
 
 if __name__ == "__main__":

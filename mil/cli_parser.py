@@ -43,10 +43,23 @@ def build_parser() -> argparse.ArgumentParser:
     stage("check", "exit with 1, naming them, if any slide failed")
     for name, summary in (
         ("encoders", "known encoders, their licence and gating"),
+        ("methods", "known MIL methods and their presets, for mil.methods"),
         ("presets", "known layouts of label tables, for mil.labels.preset"),
     ):
         stages.add_parser(name, help=summary, description=summary)
+    _add_bench(stages.add_parser("bench", help="how fast this machine trains, beside its limit"))
     return parser
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Training passes of abmil, acmil and mhim, in turn with the loops that the field publishes "
+        "and with the bare matrix products; ratios are of medians. Takes some minutes on a CPU."
+    )
+    parser.add_argument("what", choices=["train"])
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--repeats", type=int, default=7, help="turns of each side (default 7)")
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:

@@ -3,11 +3,11 @@
 Needs no torch, so that a workflow can be validated in a fraction of a second.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from mil.models.presets import preset_values
+from mil.models.presets import PRESETS, preset_values
 from preprocessing.config import Section
 
 
@@ -250,3 +250,15 @@ MethodConfig = Annotated[
     | InsConfig,
     Field(discriminator="name"),
 ]
+
+
+def method_lines() -> list[str]:
+    """What `histomil methods` prints: name, what it is, presets; and where the keys are told."""
+    lines = []
+    for section in get_args(get_args(MethodConfig)[0]):
+        name = section.model_fields["name"].default
+        about = (section.__doc__ or "").strip().splitlines()[0]
+        lines.append(f"{name:14} {about}")
+        if presets := PRESETS.get(name):
+            lines.append(f"{'':14} preset: {', '.join(presets)}")
+    return [*lines, "All keys: configs/README.md"]

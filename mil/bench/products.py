@@ -1,0 +1,97 @@
+"""The matrix products that one training step of a method cannot do without, and nothing else.
+
+    embed       H = X W^T         dW = dH^T X (features need no gradient)
+    attention   P = H [V; U]^T    dH = dP [V; U], d[V; U] = dP^T H
+                S = P' w^T        dP' = dS^T w, dw = dS P'
+    pool        Z = A H           dA = G H^T, dH = A^T G
+
+Each is one call into memory that is already there: their time is the limit of a step.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Widths:
+    dim: int
+    hidden: int
+    attention: int
+    gates: int
+    """2 where V and U gate each other, 1 where there is V alone."""
+    branches: int
+
+
+Product = tuple[Tensor, Tensor, Tensor]
+"""a, b, and where a @ b goes."""
+
+
+def forward_products(tiles: int, widths: Widths, device: torch.device) -> list[Product]:
+    n, w = tiles, widths
+    projected = w.attention * w.gates
+
+    def product(rows: int, inner: int, columns: int) -> Product:
+        return _product((rows, inner, columns), device)
+
+    return [
+        product(n, w.dim, w.hidden),
+        product(n, w.hidden, projected),
+        product(n, w.attention, w.branches),
+        product(w.branches, n, w.hidden),
+    ]
+
+
+def backward_products(tiles: int, widths: Widths, device: torch.device) -> list[Product]:
+    n, w = tiles, widths
+    projected = w.attention * w.gates
+
+    def product(rows: int, inner: int, columns: int) -> Product:
+        return _product((rows, inner, columns), device)
+
+    return [
+        product(w.branches, w.hidden, n),
+        product(n, w.branches, w.hidden),
+        product(n, w.branches, w.attention),
+        product(w.branches, n, w.attention),
+        product(n, projected, w.hidden),
+        product(projected, n, w.hidden),
+        product(w.hidden, n, w.dim),
+    ]
+
+
+def bare_products(
+    tiles: int, kept: int | None, widths: Widths, device: torch.device
+) -> Callable[[], None]:
+    """A step's products; `kept`: what the student of a teacher reads, None without a teacher."""
+    products = forward_products(tiles if kept is None else kept, widths, device)
+    products += backward_products(tiles if kept is None else kept, widths, device)
+    if kept is not None:
+        products += forward_products(tiles, widths, device)
+
+    def run() -> None:
+        for a, b, out in products:
+            torch.mm(a, b, out=out)
+
+    return run
+
+
+def flops(tiles: int, kept: int | None, widths: Widths) -> int:
+    """Multiplications and additions of `bare_products`."""
+    meta = torch.device("meta")
+    trained = tiles if kept is None else kept
+    products = forward_products(trained, widths, meta) + backward_products(trained, widths, meta)
+    if kept is not None:
+        products += forward_products(tiles, widths, meta)
+    return sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b, _ in products)
+
+
+def _product(shape: tuple[int, int, int], device: torch.device) -> Product:
+    rows, inner, columns = shape
+    return (
+        torch.randn(rows, inner, device=device),
+        torch.randn(inner, columns, device=device),
+        torch.empty(rows, columns, device=device),
+    )

@@ -1,0 +1,152 @@
+"""Which methods find planted evidence, and on which tiles they say it lies.
+
+    python tests/benchmarks/planted_evidence.py runs/planted [--methods abmil ...] [--seeds 5]
+
+Every (scenario, method, seed) is trained on its own slides for all epochs; the epoch is chosen on
+validation slides, and test slides are scored; a finished one is kept, so a killed run goes on. Ends
+with a table: the mean over seeds and its 95 % interval (Student's t), and the paired difference to
+ABMIL.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from methods import METHODS
+from planted import SCENARIOS, Planted, plant
+from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from mil.config import TrainConfig
+from mil.models.base import MilMethod
+from mil.models.build import build_method
+from mil.models.config import MethodConfig
+from mil.tasks.build import fit_task
+from mil.tasks.config import ClassificationConfig
+from mil.training.train import Part, answer, train_method
+from preprocessing.artefacts import whole_file
+
+TRAIN, VALIDATION, TEST = 100, 50, 100
+TOP = 10
+MEASURES = ("slide_auroc", "evidence_auroc", "evidence_auprc", "attention_auroc", "top10_attention")
+
+
+def run(scenario: str, config: MethodConfig, seed: int, train: TrainConfig) -> dict[str, float]:
+    cohorts = {
+        part: plant(scenario, slides, seed=seed, part=part)
+        for part, slides in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST))
+    }
+    target = ClassificationConfig(label="label", positive="positive")
+    task = fit_task(target, cohorts["train"].table)
+    parts = {
+        name: Part(cohort.table, task.encode(cohort.table), cohort.features)
+        for name, cohort in cohorts.items()
+    }
+    torch.manual_seed(seed)
+    method = build_method(config, dim=cohorts["train"].features.dim, outputs=task.outputs)
+    with tempfile.TemporaryDirectory() as folder:
+        history = train_method(
+            method,
+            task,
+            (parts["train"], parts["validation"]),
+            config=train.model_copy(update={"seed": seed}),
+            state_dir=Path(folder),
+            run_id="planted",
+        )
+    positive = (cohorts["test"].table["label"] == "positive").to_numpy()
+    logits = task.evidence(answer(method, parts["test"])).numpy()
+    return {
+        "slide_auroc": float(roc_auc_score(positive, logits)),
+        **tile_measures(method, task.evidence, cohorts["test"], positive),
+        "epochs": len(history),
+    }
+
+
+@torch.inference_mode()
+def tile_measures(method: MilMethod, evidence_of, cohort: Planted, positive) -> dict[str, float]:
+    """Means over the positive slides of the ranking of their tiles."""
+    method.eval()
+    rows = []
+    for slide in cohort.table.index[positive]:
+        bag, truth = cohort.features.bag((slide,)), cohort.truth[slide]
+        evidence = evidence_of(method.tile_logits(bag)).numpy()
+        attention = method(bag).attention.numpy()
+        rows.append(
+            {
+                "evidence_auroc": roc_auc_score(truth, evidence),
+                "evidence_auprc": average_precision_score(truth, evidence),
+                "attention_auroc": roc_auc_score(truth, attention),
+                "top10_attention": np.sort(attention)[-TOP:].sum(),
+            }
+        )
+    return {name: float(value) for name, value in pd.DataFrame(rows).mean().items()}
+
+
+def table(results: pd.DataFrame) -> pd.DataFrame:
+    """A row per scenario and method: mean ± 95 % interval, paired difference to ABMIL."""
+    rows = []
+    for scenario, mine in results.groupby("scenario", sort=False):
+        base = mine[mine["method"] == "abmil"].set_index("seed")
+        for method, runs in mine.groupby("method", sort=False):
+            runs = runs.set_index("seed")
+            row = {"scenario": scenario, "method": method, "seeds": len(runs)}
+            for measure in MEASURES:
+                row[measure] = _mean(runs[measure])
+                difference = (runs[measure] - base[measure]).dropna()
+                if method != "abmil" and len(difference) and measure != "top10_attention":
+                    row[f"{measure}, against ABMIL"] = _mean(difference, sign="+")
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _mean(values: pd.Series, sign: str = "") -> str:
+    mean = values.mean()
+    if len(values) < 2:
+        return f"{mean:{sign}.3f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return f"{mean:{sign}.3f} ±{half:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=list(SCENARIOS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=40)
+    options = parser.parse_args()
+    train = TrainConfig(
+        epochs=options.epochs,
+        min_epochs=options.epochs,
+        learning_rate=2e-3,
+        bags_per_step=4,
+        device="cpu",
+    )
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(options.seeds):
+        for scenario in options.scenarios:
+            for name in options.methods:
+                path = options.folder / f"{scenario}-{name}-{seed}.json"
+                if not path.exists():
+                    found = run(scenario, METHODS[name], seed, train)
+                    record = {"scenario": scenario, "method": name, "seed": seed, **found}
+                    with whole_file(path) as partial:
+                        partial.write_text(json.dumps(record))
+                    print(f"{scenario} {name} {seed}: slide AUROC {found['slide_auroc']:.3f}")
+    records = [json.loads(path.read_text()) for path in sorted(options.folder.glob("*.json"))]
+    results = pd.DataFrame(records)
+    order = {name: i for i, name in enumerate([*SCENARIOS, *METHODS])}
+    results = results.sort_values(
+        ["scenario", "method", "seed"], key=lambda c: c.map(order).fillna(c)
+    )
+    found = table(results)
+    found.to_csv(options.folder / "table.csv", index=False)
+    print(found.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
