@@ -246,10 +246,10 @@ def list_presets(_: argparse.Namespace) -> int:
     return 0
 
 
-def list_methods(_: argparse.Namespace) -> int:
+def list_methods(parsed: argparse.Namespace) -> int:
     from mil.models.config import method_lines
 
-    print("\n".join(method_lines()))
+    print("\n".join(method_lines(parsed.name)))
     return 0
 
 

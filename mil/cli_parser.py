@@ -43,10 +43,12 @@ def build_parser() -> argparse.ArgumentParser:
     stage("check", "exit with 1, naming them, if any slide failed")
     for name, summary in (
         ("encoders", "known encoders, their licence and gating"),
-        ("methods", "known MIL methods and their presets, for mil.methods"),
         ("presets", "known layouts of label tables, for mil.labels.preset"),
     ):
         stages.add_parser(name, help=summary, description=summary)
+    summary = "known MIL methods, or the keys, defaults and presets of one"
+    methods = stages.add_parser("methods", help=summary, description=summary)
+    methods.add_argument("name", nargs="?", help="a method")
     _add_bench(stages.add_parser("bench", help="how fast this machine trains, beside its limit"))
     return parser
 

@@ -3,12 +3,14 @@
 Needs no torch, so that a workflow can be validated in a fraction of a second.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from mil.models.presets import PRESETS, preset_values
 from preprocessing.config import Section
+from preprocessing.errors import ConfigError
 
 
 class AbmilConfig(Section):
@@ -28,7 +30,7 @@ class AbmilConfig(Section):
 class PresetSection(Section):
     """A method with `preset`: recommended values for the keys that its section does not write."""
 
-    preset: str | None = Field(default=None, description="a data set's: see mil/models/presets.py")
+    preset: str | None = Field(default=None, description="recommended values of the keys that are not written")
 
     @model_validator(mode="before")
     @classmethod
@@ -252,13 +254,28 @@ MethodConfig = Annotated[
 ]
 
 
-def method_lines() -> list[str]:
-    """What `histomil methods` prints: name, what it is, presets; and where the keys are told."""
-    lines = []
-    for section in get_args(get_args(MethodConfig)[0]):
-        name = section.model_fields["name"].default
-        about = (section.__doc__ or "").strip().splitlines()[0]
-        lines.append(f"{name:14} {about}")
-        if presets := PRESETS.get(name):
-            lines.append(f"{'':14} preset: {', '.join(presets)}")
-    return [*lines, "All keys: configs/README.md"]
+_SECTIONS: dict[str, type[Section]] = {
+    section.model_fields["name"].default: section for section in get_args(get_args(MethodConfig)[0])
+}
+
+
+def method_lines(name: str | None = None) -> list[str]:
+    """What `histomil methods` prints: all methods, or the keys of one with their defaults.
+
+    Raises ConfigError for a name that is none.
+    """
+    if name is None:
+        about = [(n, (s.__doc__ or "").strip().splitlines()[0]) for n, s in _SECTIONS.items()]
+        return [f"{n:14} {text}" for n, text in about]
+    if name not in _SECTIONS:
+        raise ConfigError(f"method {name!r} is not known; known are {', '.join(_SECTIONS)}")
+    fields = _SECTIONS[name].model_fields
+    lines = [
+        f"{key:20} {f.default!s:20} {f.description or ''}".rstrip() for key, f in fields.items()
+    ]
+    presets = [f"preset {key}: {_written(values)}" for key, values in PRESETS.get(name, {}).items()]
+    return [*lines, *presets]
+
+
+def _written(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())

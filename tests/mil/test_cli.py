@@ -22,6 +22,17 @@ def test_presets_fit_the_terminal(monkeypatch, capsys):
     assert len("\n".join(preset_lines(1000)).splitlines()) == len(PRESETS) + notes
 
 
+def test_methods_are_listed_with_their_keys(capsys):
+    assert main(["methods"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"abmil", "acmil", "mhim", "transmil", "clam"} <= set(names)
+    for name in names:
+        assert main(["methods", name]) == 0
+        assert "hidden_dim" in capsys.readouterr().out
+    assert main(["methods", "abmill"]) == 2
+    assert "'abmill' is not known; known are abmil, acmil" in capsys.readouterr().err
+
+
 def test_method_may_be_a_baseline(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
@@ -30,7 +41,7 @@ def test_method_may_be_a_baseline(capsys):
 
 def test_every_stage_that_can_be_written_can_be_run():
     (stages,) = [a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
-    assert set(stages.choices) == {*cli.STAGES, *cli.LISTINGS}
+    assert set(stages.choices) == {*cli.STAGES, *cli.WITHOUT_STUDY}
     for name, parser in stages.choices.items():
         assert ("--config" in parser.format_help()) == (name in cli.STAGES)
 

@@ -20,6 +20,7 @@ from mil.evaluation.evaluate import evaluate_answerer
 from mil.evaluation.held_out import evaluation_dir
 from mil.experiment import run_member, split_task
 from mil.folds.splits import load_splits, save_splits
+from mil.heatmaps.tables import read_tile_table
 from mil.paint import heatmap_dir, paint_method, paint_with
 from mil.predictions import read_predictions
 from mil.report import write_report
@@ -228,6 +229,26 @@ def test_held_out_patients_are_painted_by_the_fold_that_tests_them(archive):
         assert row["part"] == "test"
         mine = painted.loc[painted["slide_id"] == slide_id, "prob_b"].iloc[0]
         assert mine == pytest.approx(row["prob_b"], rel=1e-5)
+
+
+def test_slides_of_a_patients_bag_are_painted_with_the_answer_to_the_patient(archive):
+    study = study_of(archive)
+    split_task(study, "survival")
+    for fold in range(2):
+        run_member(study, "survival", "acmil", fold=fold, seed=0)
+    paint_method(study, "survival", "acmil")
+    folder = heatmap_dir(study, "survival", "acmil")
+    painted = pd.read_csv(folder / "predictions.csv").set_index("slide_id")
+    splits = load_splits(splits_path(study, "survival"))
+    for patient, slides in (("p0", ["p0-1", "p0-2"]), ("p1", ["p1-1"])):
+        fold = splits.fold_testing(patient)
+        member = study.member_dir("survival", "acmil", fold, 0)
+        table = read_predictions(member / "predictions.csv").set_index("id")
+        for slide in slides:
+            assert painted.loc[slide, "risk"] == pytest.approx(table.loc[patient, "risk"], rel=1e-5)
+        shares = [read_tile_table(folder / f"{slide}.csv").attention.sum() for slide in slides]
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert max(shares) < 1 or len(slides) == 1
 
 
 def test_models_of_other_labels_are_not_painted_with(archive):
