@@ -1,6 +1,6 @@
 """Feature stores as bags: one float16 tensor (tiles, dim) a slide, in memory or read when asked."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -106,15 +106,15 @@ class CohortFeatures:
         """All tiles of the slides, in the order given: (tiles, dim) float32."""
         return self.stored(slide_ids).float()
 
-    def placed(self, device: torch.device) -> Self:
-        """On a CUDA device if they fit there, else where they are."""
+    def placed(self, device: torch.device, slide_ids: Collection[str]) -> Self:
+        """Of some slides alone: on a CUDA device if they fit there, else where they are."""
         tiles = self.tiles
         if device.type != "cuda" or isinstance(tiles, StoredTiles):
             return self
         free, _ = torch.cuda.mem_get_info(device)
-        if sum(slide.nbytes for slide in tiles.values()) > MOST_OF_MEMORY * free:
+        if sum(tiles[slide_id].nbytes for slide_id in slide_ids) > MOST_OF_MEMORY * free:
             return self
-        return replace(self, tiles={name: slide.to(device) for name, slide in tiles.items()})
+        return replace(self, tiles={slide_id: tiles[slide_id].to(device) for slide_id in slide_ids})
 
     def readers(self, device: torch.device) -> int:
         """Threads that should read bags for `device` ahead: none where they lie at hand."""

@@ -18,7 +18,7 @@ from mil.ensemble_files import ensemble_paths
 from mil.heatmaps.scores import CohortScale
 from mil.models.base import MilMethod
 from mil.models.build import build_method
-from mil.models.config import MethodConfig
+from mil.models.config import MethodConfig, resolved
 from mil.tasks.base import Task
 from mil.tasks.build import restore_task
 from preprocessing.artefacts import whole_file
@@ -83,7 +83,7 @@ class Checkpoint:
 def save_checkpoint(checkpoint: Checkpoint, config: MethodConfig, dim: int, path: Path) -> None:
     header = {
         "format": FORMAT,
-        "method": config.model_dump(mode="json"),
+        "method": resolved(config),
         "dim": dim,
         "task": checkpoint.task.state(),
         "origin": asdict(checkpoint.origin),
@@ -114,9 +114,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{header.get('format')!r}; train it anew"
         )
     task = restore_task(header["task"])
-    method = build_method(
-        _METHOD.validate_python(header["method"]), dim=header["dim"], outputs=task.outputs
-    )
+    config = _METHOD.validate_python(header["method"])
+    method = build_method(config, header["dim"], task.outputs, task.classes)
     method.load_state_dict(weights)
     return Checkpoint(
         method=method.eval(),

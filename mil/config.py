@@ -20,7 +20,7 @@ from pydantic_core import to_jsonable_python
 
 from mil.cohorts.config import LabelsConfig
 from mil.config_messages import explain
-from mil.models.config import MethodConfig
+from mil.models.config import ClamConfig, MethodConfig
 from mil.tasks.config import ClassificationConfig, CoxConfig, SurvivalTarget, TaskConfig
 from mil.training.config import TrainConfig
 from preprocessing.config import PreprocessingConfig, Section
@@ -215,13 +215,43 @@ class MilConfig(Section):
         if self.tasks and self.labels is None:
             msg = "tasks are configured but `labels` names no table"
             raise ValueError(msg)
-        cox = [name for name, task in self.tasks.items() if isinstance(task.target, CoxConfig)]
-        if cox and self.train.bags_per_step == 1:
-            msg = f"train.bags_per_step: task {cox[0]!r} compares patients; use epoch, or 2 or more"
-            raise ValueError(msg)
         if bool(self.tasks) != bool(self.methods):
             msg = "`tasks` and `methods` go together: give both, or neither (features only)"
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _training_suits_the_tasks(self) -> "MilConfig":
+        for name, task in self.tasks.items():
+            target, train = task.target, self.train
+            if isinstance(target, CoxConfig) and train.bags_per_step == 1:
+                raise ValueError(
+                    f"train.bags_per_step: task {name!r} compares patients; use epoch, or 2 or more"
+                )
+            if train.sampling != "balanced":
+                continue
+            weights = {"classification": "class_weights", "multilabel": "label_weights"}
+            if target.kind not in weights:
+                raise ValueError(
+                    f"train.sampling: balanced, but the answer of task {name!r} has no classes; "
+                    "use shuffle"
+                )
+            if getattr(target, weights[target.kind]) == "balanced":
+                raise ValueError(
+                    f"train.sampling: balanced, and {weights[target.kind]}: balanced of task "
+                    f"{name!r} would correct for rare classes twice; choose one"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _methods_suit_the_tasks(self) -> "MilConfig":
+        several = [name for name, task in self.tasks.items() if task.target.kind == "multilabel"]
+        for name, method in self.methods.items():
+            if several and isinstance(method, ClamConfig) and method.subtyping:
+                raise ValueError(
+                    f"methods.{name}.subtyping: classes that exclude one another, but task "
+                    f"{several[0]!r} has several labels a case; set it to false"
+                )
         return self
 
 

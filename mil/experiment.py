@@ -121,7 +121,7 @@ def _run_method(member: Member, features: CohortFeatures) -> None:
         for name in ("train", "validation")
     )
     torch.manual_seed(member.seed)  # initial weights
-    model = build_method(config, dim=features.dim, outputs=fitted.outputs)
+    model = build_method(config, features.dim, fitted.outputs, fitted.classes)
     history = train_method(
         model,
         fitted,

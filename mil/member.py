@@ -15,6 +15,7 @@ from mil.data import current_splits, task_cohort
 from mil.decisions import Decision, decisions_state
 from mil.ensemble_files import CHECKPOINT
 from mil.folds.splits import PARTS, Splits
+from mil.models.config import resolved
 from mil.predictions import write_csv
 from mil.seals import enter, seal
 from mil.tasks.base import Task
@@ -24,7 +25,8 @@ from preprocessing.artefacts import whole_file
 
 def settings_of(study: StudyConfig, task: str, answerer: str) -> str:
     """A digest of all that was chosen; two looks at a test part differ where this differs."""
-    config = study.mil.methods.get(answerer, answerer)
+    method = study.mil.methods.get(answerer)
+    config = answerer if method is None else resolved(method)
     section = study.mil.tasks[task].model_dump(mode="json", exclude={"truth", "baselines"})
     train = study.mil.train.settings()
     return digest(config, section, {} if answerer in BASELINES else train)

@@ -32,6 +32,7 @@ from mil.heatmaps.scores import (
     TileLayout,
     TileScores,
     average_scores,
+    finite_features,
     score_slide,
 )
 from mil.heatmaps.tables import write_scale, write_tile_table
@@ -176,7 +177,7 @@ def _score(
     def features(of: str) -> Tensor:
         store = slide_store(study, of)
         refuse_other_origin(model, TileOrigin.of(store, encoder), path)
-        return torch.from_numpy(store.features(encoder)[store.usable])
+        return finite_features(torch.from_numpy(store.features(encoder)[store.usable]), of)
 
     place = of_patient.index(slide_id)
     others = (of_patient[:place], of_patient[place + 1 :])

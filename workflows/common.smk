@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)  # a clone that is not installed validates too
 
 from mil.config import BASELINES, digest, dump_study, validate_study
+from mil.models.config import resolved
 from mil.ensemble_files import CHECKPOINT, ensemble_paths
 from preprocessing.artefacts import whole_file
 from preprocessing.errors import HistomilError
@@ -93,7 +94,7 @@ def method_settings(wildcards):
     """Not the device: it changes no result that anyone asked to have again."""
     return digest(
         question(wildcards),
-        STUDY.mil.methods[wildcards.method],
+        resolved(STUDY.mil.methods[wildcards.method]),
         STUDY.mil.train.settings(),
     )
 

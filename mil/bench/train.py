@@ -34,7 +34,7 @@ from mil.models.config import AbmilConfig, AcmilConfig, MethodConfig, MhimConfig
 from mil.tasks.build import fit_task
 from mil.tasks.config import ClassificationConfig
 from mil.training.history import History
-from mil.training.parts import Part
+from mil.training.parts import Part, placed
 from mil.training.sampling import Sampler
 from mil.training.train import Stage, pick_device
 
@@ -188,7 +188,7 @@ def _our_pass(
         TileOrigin("bench", "0", "none", 0.5, 224),
     )
     device = pick_device(config)
-    part = Part(table, task.encode(table), cohort.placed(device))
+    (part,) = placed([Part(table, task.encode(table), cohort)], device)
     model = build_method(method, DIM, OUTPUTS).to(device)
     sampler = Sampler.of(task, part, config)
     history = History(folder, shown=False)

@@ -163,7 +163,7 @@ def score_slide(
             f"slide {layout.slide_id!r}: features of {len(features)} tiles for coordinates of "
             f"{tiles}; pass those of the usable tiles alone"
         )
-    slides = [_checked(each, layout.slide_id) for each in (*before, features, *after)]
+    slides = [*before, finite_features(features, layout.slide_id), *after]
     start = sum(map(len, before))
     mine = slice(start, start + tiles)
     output, tile_logits = _answers(model, torch.cat(slides), mine)
@@ -219,7 +219,8 @@ def _answers(model: MilMethod, bag: Tensor, mine: slice) -> tuple[BagOutput, Ten
         model.train(was_training)
 
 
-def _checked(features: Tensor, slide_id: str) -> Tensor:
+def finite_features(features: Tensor, slide_id: str) -> Tensor:
+    """As float32; refuses what is not finite."""
     bad = int((~torch.isfinite(features).all(dim=1)).sum())
     if bad:
         raise StoreError(

@@ -39,12 +39,6 @@ class Bags:
     def __len__(self) -> int:
         return len(self.segments)
 
-    def one_by_one(self) -> list[tuple[Tensor, Tensor | None]]:
-        """The tiles and the labels (outputs,) of every bag."""
-        tiles = self.tiles.split(self.segments.sizes)
-        labels = [None] * len(tiles) if self.labels is None else list(self.labels)
-        return list(zip(tiles, labels, strict=True))
-
 
 @dataclass(frozen=True)
 class BagOutput:
@@ -108,20 +102,4 @@ class MilMethod(nn.Module, ABC):
         """Takes over the trained `baseline`; called once, before the first training step."""
         raise TypeError(
             f"{type(self).__name__} has no baseline stage, yet was given {type(baseline).__name__}"
-        )
-
-
-class PerBagMethod(MilMethod):
-    """A method whose computation knows one bag at a time."""
-
-    @abstractmethod
-    def bag_output(self, bag: Tensor, labels: Tensor | None, step: Step) -> TrainingOutput:
-        """`training_output` of one bag (tiles, dim), its `labels` (outputs,) bool or None."""
-
-    def training_output(self, bags: Bags, step: Step) -> TrainingOutput:
-        outputs = [self.bag_output(bag, labels, step) for bag, labels in bags.one_by_one()]
-        return TrainingOutput(
-            heads=torch.cat([out.heads for out in outputs], dim=1),
-            weights=outputs[0].weights,
-            penalty=torch.cat([out.penalty for out in outputs]),
         )

@@ -8,6 +8,7 @@ from mil.models.acmil_mha import AcmilMha
 from mil.models.base import MilMethod
 from mil.models.clam import Clam
 from mil.models.config import (
+    DEFAULT_HIDDEN_DIM,
     AbmilConfig,
     AcmilConfig,
     AcmilMhaConfig,
@@ -33,8 +34,6 @@ from mil.models.pooling import InstancePool
 from mil.models.recycle import RecycleNetwork
 from mil.models.transmil import TransMil
 
-DEFAULT_HIDDEN_DIM = 512
-
 
 class _Common(TypedDict):
     """What every base of MHIM is built with."""
@@ -45,8 +44,13 @@ class _Common(TypedDict):
     initialisation: Initialisation
 
 
-def build_method(config: MethodConfig, dim: int, outputs: int) -> MilMethod:
-    """A fresh model for tile features of width `dim`; weights come from torch's global seed."""
+def build_method(
+    config: MethodConfig, dim: int, outputs: int, classes: tuple[str, ...] = ()
+) -> MilMethod:
+    """A fresh model for tile features of width `dim`; weights come from torch's global seed.
+
+    `classes` names the outputs of a task whose classes exclude one another (`Task.classes`).
+    """
     match config:
         case AbmilConfig():
             return build_abmil(config, dim, outputs)
@@ -65,7 +69,7 @@ def build_method(config: MethodConfig, dim: int, outputs: int) -> MilMethod:
         case ClamConfig():
             return build_clam(config, dim, outputs)
         case InsConfig():
-            return build_ins(config, dim, outputs)
+            return build_ins(config, dim, outputs, classes)
         case _:
             assert_never(config)
 
@@ -230,10 +234,11 @@ def build_clam(config: ClamConfig, dim: int, outputs: int) -> Clam:
     )
 
 
-def build_ins(config: InsConfig, dim: int, outputs: int) -> Ins:
+def build_ins(config: InsConfig, dim: int, outputs: int, classes: tuple[str, ...]) -> Ins:
     return Ins(
         dim,
         outputs,
+        classes=classes,
         negative=config.negative,
         pooling=config.pooling,
         hidden_dim=config.hidden_dim or DEFAULT_HIDDEN_DIM,

@@ -12,6 +12,8 @@ from mil.models.presets import PRESETS, preset_values
 from preprocessing.config import Section
 from preprocessing.errors import ConfigError
 
+DEFAULT_HIDDEN_DIM = 512
+
 
 class AbmilConfig(Section):
     """Gated ABMIL as in the ACMIL repository."""
@@ -30,7 +32,9 @@ class AbmilConfig(Section):
 class PresetSection(Section):
     """A method with `preset`: recommended values for the keys that its section does not write."""
 
-    preset: str | None = Field(default=None, description="recommended values of the keys that are not written")
+    preset: str | None = Field(
+        default=None, description="recommended values of the keys that are not written"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -69,8 +73,9 @@ class AcmilMhaConfig(_StkimFields):
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> Self:
-        if self.hidden_dim is not None and self.hidden_dim % self.heads:
-            raise ValueError(f"heads: {self.heads} does not divide hidden_dim: {self.hidden_dim}")
+        hidden_dim = self.hidden_dim or DEFAULT_HIDDEN_DIM
+        if hidden_dim % self.heads:
+            raise ValueError(f"heads: {self.heads} does not divide hidden_dim: {hidden_dim}")
         return self
 
 
@@ -114,11 +119,14 @@ class ClamConfig(Section):
 
 
 class InsConfig(Section):
-    """An instance classifier after INS, on frozen features and without its contrastive term."""
+    """An instance classifier after INS on frozen features; for targets of one class of several."""
 
     name: Literal["ins"] = "ins"
-    negative: int | None = Field(
-        default=0, ge=0, description="index of the class of normal tissue; null: there is none"
+    negative: str | None = Field(
+        default=None,
+        coerce_numbers_to_str=True,
+        description="the class of normal tissue, which tiles of every slide may have; None: tiles "
+        "have their slide's class",
     )
     pooling: Literal["mean", "max"] = "mean"
     hidden_dim: int | None = Field(default=None, ge=1, description="embedding width; None: 512")
@@ -257,6 +265,11 @@ MethodConfig = Annotated[
 _SECTIONS: dict[str, type[Section]] = {
     section.model_fields["name"].default: section for section in get_args(get_args(MethodConfig)[0])
 }
+
+
+def resolved(config: MethodConfig) -> dict[str, Any]:
+    """All values, as JSON; not which preset they came from, which makes no model another one."""
+    return config.model_dump(mode="json", exclude={"preset"})
 
 
 def method_lines(name: str | None = None) -> list[str]:

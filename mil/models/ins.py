@@ -9,7 +9,8 @@
     answer = mean_n l_n, or the maximum of each output
 
 One head of weight 1 (the bag constraint, on the answer itself), the instance loss as penalty. There
-is none without classes (survival, regression). Classes exclude one another in a tile. While a
+is none where a slide has not one class of several (survival, regression, several labels): what is
+left then is the mean of instance answers. While a
 candidate of a tile has no prototype yet, the tile's second term is even over its candidates.
 What is not INS: the tile encoder is frozen, and without augmented views of a tile there can be no
 contrastive term; so prototypes lie in the embedding, not in its projection. Nothing is remembered
@@ -25,6 +26,7 @@ from torch.nn import functional
 from mil.models.base import BagOutput, Bags, MilMethod, Step, TrainingOutput
 from mil.models.layers import Activation, Embedding, Initialisation, initialise_xavier
 from mil.models.pooling import Pooling, pool, pooled_answer
+from preprocessing.errors import ConfigError
 
 
 class Ins(MilMethod):
@@ -35,7 +37,8 @@ class Ins(MilMethod):
         dim: int,
         outputs: int,
         *,
-        negative: int | None,
+        classes: tuple[str, ...],
+        negative: str | None,
         pooling: Pooling,
         hidden_dim: int,
         instance_weight: float,
@@ -46,12 +49,14 @@ class Ins(MilMethod):
         dropout: float,
         initialisation: Initialisation,
     ) -> None:
-        """`negative`: the class of normal tiles; None: a tile has one of its slide's classes."""
+        """`classes`: names of the outputs where they exclude one another, else empty. `negative`:
+        the one of normal tiles; None: a tile has its slide's class.
+        """
         super().__init__()
-        if negative is not None and not 0 <= negative < outputs:
-            raise ValueError(
-                f"negative: expected an index of the {outputs} outputs, got {negative}: give that "
-                "of the class that stands for normal tissue, or null if none does"
+        if classes and negative is not None and negative not in classes:
+            raise ConfigError(
+                f"negative: {negative!r} is none of the task's classes {', '.join(classes)}; name "
+                "the one that stands for normal tissue, or leave it out"
             )
         self.embedding = Embedding(
             dim, hidden_dim, bias=True, activation=activation, dropout=dropout
@@ -59,7 +64,8 @@ class Ins(MilMethod):
         self.classifier = nn.Linear(hidden_dim, outputs)
         self.register_buffer("prototypes", torch.zeros(outputs, hidden_dim))
         self._of_step: list[tuple[Tensor, Tensor]] = []
-        self.negative = negative
+        self.has_classes = bool(classes)
+        self.negative = classes.index(negative) if classes and negative is not None else None
         self.pooling: Pooling = pooling
         self.instance_weight = instance_weight
         self.prototype_momentum = prototype_momentum
@@ -75,7 +81,7 @@ class Ins(MilMethod):
         embedded = self.embedding(bags.tiles)
         instances = self.classifier(embedded)
         answers = pool(instances, bags.segments, self.pooling)
-        if bags.labels is None:
+        if bags.labels is None or not self.has_classes:
             return TrainingOutput.one_head(answers)
         candidates = self.candidates(bags.labels)[bags.segments.bag_of_tile]
         with torch.no_grad():
@@ -91,14 +97,11 @@ class Ins(MilMethod):
         return self.belief_start + (self.belief_end - self.belief_start) * step.index / step.total
 
     def candidates(self, labels: Tensor) -> Tensor:
-        """The classes that a bag's tiles may have, (B, outputs) bool as `labels` are.
-
-        A bag that leaves no class, which takes several labels and no negative, leaves them all.
-        """
+        """The classes that a bag's tiles may have, (B, outputs) bool as `labels` are."""
         possible = labels.clone()
         if self.negative is not None:
             possible[:, self.negative] = True
-        return possible | ~possible.any(dim=1, keepdim=True)
+        return possible
 
     def soft_labels(
         self, instances: Tensor, unit: Tensor, candidates: Tensor, *, phi: float

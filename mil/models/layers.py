@@ -46,8 +46,8 @@ class Embedding(nn.Module):
         dim = self.linear.in_features
         if bag.ndim != 2 or bag.shape[0] == 0 or bag.shape[1] != dim:
             raise ValueError(
-                f"expected a bag of shape (tiles >= 1, {dim}), got {tuple(bag.shape)}: pass one "
-                "bag at a time, made with the encoder that the model was built for"
+                f"expected a bag of shape (tiles >= 1, {dim}), got {tuple(bag.shape)}: pass "
+                "tiles of the encoder that the model was built for"
             )
         return self.dropout(self.activation(self.linear(bag)))
 

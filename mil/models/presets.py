@@ -1,8 +1,10 @@
 """Values that papers and published code recommend per data set, by method and by preset.
 
 A section of the configuration with `preset: camelyon16` takes them for the keys that it does not
-write. ACMIL: branches K, k and p of its paper's notes; MHIM: table 3.4 of its released commands;
-`v2` is MHIM-MIL v2 with the middle of its published grid and the number of tokens it counts.
+write. ACMIL: branches K, k and p of its paper's notes; MHIM: its released commands; `v2` is
+MHIM-MIL v2 with the middle of its published grid and the number of tokens it counts. How models are
+trained is said once for all methods, in `train`: ACMIL's code takes AdamW at 1e-4, MHIM's Adam at
+2e-4.
 """
 
 from collections.abc import Mapping

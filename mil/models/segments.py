@@ -77,9 +77,21 @@ class Segments:
     def best_first(self, scores: Tensor, count: int) -> Tensor:
         """Places (K, B, count) within the bag of its best tiles, ties by position; of bags with
         fewer tiles the rest are padding places.
+
+        Sorts `count` tiles and not the bag. Scores of a training gone astray, not a number, are
+        worst: what notices such a training is its loss.
         """
+        count = min(count, self.longest)
         ranked = self.padded(scores.detach(), -torch.inf)
-        return ranked.argsort(dim=2, descending=True, stable=True)[:, :, :count]
+        ranked = ranked.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        if count == 0:
+            return torch.empty(*ranked.shape[:2], 0, dtype=torch.int64, device=self.device)
+        least = ranked.topk(count, dim=2).values[:, :, -1:]
+        better, tied = ranked > least, ranked == least
+        first_tied = tied & (tied.cumsum(dim=2) <= count - better.sum(dim=2, keepdim=True))
+        best = (better | first_tied).nonzero()[:, 2].view(*ranked.shape[:2], count)
+        order = ranked.gather(2, best).argsort(dim=2, descending=True, stable=True)
+        return best.gather(2, order)
 
 
 class _Pool(torch.autograd.Function):

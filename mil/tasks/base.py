@@ -29,6 +29,9 @@ class Task(ABC):
     several_bags: ClassVar[bool] = False
     """Whether the loss compares bags with each other, so that one bag alone teaches nothing."""
 
+    classes: tuple[str, ...] = ()
+    """Names of the outputs, in their order, where a case has one of them; empty for other tasks."""
+
     @property
     @abstractmethod
     def outputs(self) -> int:

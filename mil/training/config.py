@@ -58,7 +58,7 @@ class TrainConfig(Section):
     tensorboard: bool = Field(default=False, description="events in <member>/tensorboard")
 
     def settings(self) -> dict[str, object]:
-        """What makes a model another one: not which seed, nor where and how it is computed."""
+        """What makes a model another one: not its seed, nor where its features and results lie."""
         free = {"seed", "seeds", "device", "features", "tensorboard"}
         return self.model_dump(mode="json", exclude=free)
 

@@ -7,7 +7,7 @@ same.
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -87,6 +87,19 @@ class Part:
         if labels is not None:
             labels = labels[[draw.bag for draw in draws]].to(device)
         return Bags(tiles, segments, labels)
+
+
+def placed(parts: Sequence[Part], device: torch.device) -> list[Part]:
+    """The parts, with their slides' features on `device` if all of these fit there.
+
+    Parts share features, which go there once; slides of no part stay away.
+    """
+    slides: dict[int, set[str]] = {}
+    for part in parts:
+        slides.setdefault(id(part.features), set()).update(*part.table["slide_ids"])
+    features = {id(part.features): part.features for part in parts}
+    there = {key: features[key].placed(device, slides[key]) for key in features}
+    return [replace(part, features=there[id(part.features)]) for part in parts]
 
 
 def _subset(bag: Tensor, most: int, generator: torch.Generator) -> Tensor:

@@ -57,32 +57,33 @@ class StepLoss:
 
 @dataclass(frozen=True)
 class RandomStates:
-    """Where the generators stand that a training output draws from: masks, and dropout."""
+    """Where the generators stand that a training output draws from: masks, and dropout.
+
+    `cuda` is None for a CPU: asking would wake a GPU that another process may hold alone.
+    """
 
     masks: Tensor
     cpu: Tensor
-    cuda: list[Tensor]
+    cuda: Tensor | None
 
     @classmethod
-    def now(cls, generator: torch.Generator) -> Self:
-        return cls(generator.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all())
+    def now(cls, masks: torch.Generator) -> Self:
+        """`masks` lies on the device of the training."""
+        on_gpu = masks.device.type == "cuda"
+        cuda = torch.cuda.get_rng_state(masks.device) if on_gpu else None
+        return cls(masks.get_state(), torch.get_rng_state(), cuda)
 
-    def restore(self, generator: torch.Generator) -> None:
-        generator.set_state(self.masks)
+    def restore(self, masks: torch.Generator) -> None:
+        masks.set_state(self.masks)
         torch.set_rng_state(self.cpu)
-        torch.cuda.set_rng_state_all(self.cuda)
-
-
-def one_graph(forward: Forward, packs: Packs, loss: StepLoss) -> Tensor:
-    """Adds the gradient of L to the method's parameters; returns L."""
-    outputs = [forward(pack()) for pack in packs]
-    total = loss.of(outputs[0].weights, _heads(outputs)) + _penalty(outputs)
-    loss.scaled(total).backward()
-    return total.detach()
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, masks.device)
 
 
 def accumulate(forward: Forward, packs: Packs, loss: StepLoss) -> Tensor:
-    """As `one_graph` in the memory of one pack, for a task that does not compare bags."""
+    """Adds the gradient of L to the method's parameters; returns L. For a task that does not
+    compare bags, or a step of one pack.
+    """
     parts, start = [], 0
     for pack in packs:
         out = forward(pack())
@@ -98,7 +99,7 @@ def accumulate(forward: Forward, packs: Packs, loss: StepLoss) -> Tensor:
 def two_passes(
     forward: Forward, packs: Packs, loss: StepLoss, generator: torch.Generator
 ) -> Tensor:
-    """As `one_graph` in the memory of one pack, for any task; every pack is loaded twice.
+    """As `accumulate`, for any task; every pack is loaded twice.
 
     `generator` is the one that masks are drawn from.
     """

@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,10 @@ from mil.tasks.base import Task
 from mil.training.config import TrainConfig
 from mil.training.history import History
 from mil.training.optimise import Optimiser
-from mil.training.parts import Alteration, Draw, Part
+from mil.training.parts import Alteration, Draw, Part, placed
 from mil.training.prefetch import ahead
 from mil.training.sampling import Sampler
-from mil.training.steps import StepLoss, accumulate, one_graph, packs_of, two_passes
+from mil.training.steps import StepLoss, accumulate, packs_of, two_passes
 from preprocessing.artefacts import whole_file
 from preprocessing.errors import ConfigError, TrainingError
 
@@ -72,8 +71,7 @@ def train_method(
     device = pick_device(config)
     sampler = Sampler.of(task, parts[0], config)
     task.refuse_validation(parts[1].encoded)
-    placed = {id(part.features): part.features.placed(device) for part in parts}
-    training, validation = (replace(part, features=placed[id(part.features)]) for part in parts)
+    training, validation = placed(parts, device)
 
     def trained(stage: str, model: MilMethod, run: str) -> pd.DataFrame:
         history = History(state_dir / "tensorboard" / stage, shown=config.tensorboard)
@@ -201,10 +199,8 @@ class Stage:
         loss = StepLoss(self.task, encoded, self.optimiser.scaled)
         forward = partial(self.optimiser.forward, self.method, step=step)
         loads = [partial(next, loaded)] * len(packs)
-        if not self.task.several_bags:
+        if self._passes(packs) == 1:
             value = accumulate(forward, loads, loss)
-        elif self._passes(packs) == 1:
-            value = one_graph(forward, loads, loss)
         else:
             value = two_passes(forward, loads, loss, self.generator)
         norm = self.optimiser.update(index)
@@ -228,9 +224,11 @@ class Stage:
             "optimiser": self.optimiser.state_dict(),
             "generator": self.generator.get_state(),
             "order_generator": self.order_generator.get_state(),
+            "device": self.device.type,
             "dropout_generator": torch.get_rng_state(),
-            "cuda_generators": torch.cuda.get_rng_state_all(),
         }
+        if self.device.type == "cuda":
+            state["cuda_generator"] = torch.cuda.get_rng_state(self.device)
         with whole_file(path) as partial_path:
             torch.save(state, partial_path)
 
@@ -241,18 +239,28 @@ class Stage:
         if not is_zipfile(path):  # torch.save writes one; its end is what a cut-off file lacks
             _log.warning("%s is cut off or damaged: training starts from the beginning", path)
             return []
-        state = torch.load(path, weights_only=True, map_location=self.device)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         if state["run_id"] != run_id:
+            return []
+        if state["device"] != self.device.type:
+            _log.warning(
+                "%s was written on %s, this is %s, where random numbers are others: training "
+                "starts from the beginning",
+                path,
+                state["device"],
+                self.device.type,
+            )
             return []
         for name in self._progress():
             setattr(self, name, state[name])
         self.method.load_state_dict(state["weights"])
         self.best_weights = state["best_weights"]
         self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["generator"].cpu())
-        self.order_generator.set_state(state["order_generator"].cpu())
-        torch.set_rng_state(state["dropout_generator"].cpu())
-        torch.cuda.set_rng_state_all([g.cpu() for g in state["cuda_generators"]])
+        self.generator.set_state(state["generator"])
+        self.order_generator.set_state(state["order_generator"])
+        torch.set_rng_state(state["dropout_generator"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_generator"], self.device)
         return state["history"]
 
 

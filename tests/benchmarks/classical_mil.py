@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(FILES), choices=list(FILES))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=20)
     options = parser.parse_args()
     train = TrainConfig(
         epochs=options.epochs,
@@ -119,17 +120,16 @@ def main() -> None:
         device="cpu",
     )
     options.folder.mkdir(parents=True, exist_ok=True)
-    for name in options.sets:
-        for method in options.methods:
-            for repeat in range(options.repeats):
-                path = options.folder / f"{name}-{method}-{repeat}.json"
-                if path.exists():
-                    continue
-                found = accuracy(name, METHODS[method], repeat, train)
-                record = {"set": name, "method": method, "repeat": repeat, "accuracy": found}
-                with whole_file(path) as partial:
-                    partial.write_text(json.dumps(record))
-                print(f"{name} {method} {repeat}: {found:.3f}", flush=True)
+    runs = product(range(options.repeats), options.sets, options.methods)
+    for repeat, name, method in runs:
+        path = options.folder / f"{name}-{method}-{repeat}.json"
+        if path.exists():
+            continue
+        found = accuracy(name, METHODS[method], repeat, train)
+        record = {"set": name, "method": method, "repeat": repeat, "accuracy": found}
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(record))
+        print(f"{name} {method} {repeat}: {found:.3f}", flush=True)
     results = pd.DataFrame(
         [json.loads(path.read_text()) for path in sorted(options.folder.glob("*.json"))]
     )

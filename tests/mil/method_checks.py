@@ -35,11 +35,13 @@ def assert_packed_equals_one_by_one(method, bags):
     """Heads, penalties and gradients of a pack are those of its bags alone (dropout off)."""
     method.eval()
     together = method.training_output(bags, make_step())
+    tiles = bags.tiles.split(bags.segments.sizes)
+    of_bags = [None] * len(tiles) if bags.labels is None else bags.labels
     alone = [
         method.training_output(
             Bags.pack([bag], None if labels is None else labels[None]), make_step()
         )
-        for bag, labels in bags.one_by_one()
+        for bag, labels in zip(tiles, of_bags, strict=True)
     ]
     heads = torch.cat([out.heads for out in alone], dim=1)
     penalty = torch.cat([out.penalty for out in alone])

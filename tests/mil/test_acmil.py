@@ -63,5 +63,5 @@ def test_multi_head_branches_start_with_nearly_even_attention():
 def test_heads_that_cannot_share_the_embedding_are_refused():
     with pytest.raises(ValidationError, match="heads: 8 does not divide hidden_dim: 12"):
         AcmilMhaConfig(hidden_dim=12)
-    with pytest.raises(ValueError, match="3 attention heads cannot share an embedding of width"):
-        build_method(AcmilMhaConfig(heads=3), DIM, OUTPUTS)
+    with pytest.raises(ValidationError, match="heads: 3 does not divide hidden_dim: 512"):
+        AcmilMhaConfig(heads=3)

@@ -23,11 +23,15 @@ from method_checks import (
 from mil.models.base import Bags
 from mil.models.build import build_method
 from mil.models.config import InsConfig
+from preprocessing.errors import ConfigError
+
+CLASSES = ("a", "b", "c")
 
 
 def make_method(*, outputs=OUTPUTS, **options):
     torch.manual_seed(0)
-    return build_method(InsConfig(hidden_dim=8, **options), DIM, outputs).double()
+    classes = CLASSES[:outputs] if outputs > 1 else ()
+    return build_method(InsConfig(hidden_dim=8, **options), DIM, outputs, classes).double()
 
 
 def with_prototypes(method):
@@ -63,13 +67,10 @@ def penalty_by_hand(method, bag, candidates, *, phi):
 @pytest.mark.parametrize(
     ("negative", "labels", "candidates"),
     [
-        (0, [True, False, False], [0]),
-        (0, [False, False, True], [0, 2]),
-        (1, [True, False, True], [0, 1, 2]),
+        ("a", [True, False, False], [0]),
+        ("a", [False, False, True], [0, 2]),
+        ("b", [True, False, False], [0, 1]),
         (None, [False, True, False], [1]),
-        (None, [True, True, False], [0, 1]),
-        (None, [False, False, False], [0, 1, 2]),
-        (2, [False, False, False], [2]),
     ],
 )
 def test_the_instance_loss_equals_the_formula(known, negative, labels, candidates):
@@ -86,7 +87,7 @@ def test_the_instance_loss_equals_the_formula(known, negative, labels, candidate
 
 
 def test_every_candidate_needs_a_prototype_before_any_counts():
-    method, bag = make_method(), make_bag(11)
+    method, bag = make_method(negative="a"), make_bag(11)
     method.prototypes[0, 3] = 1
     labels = torch.tensor([[False, True, False]])
     output = method.training_output(Bags.pack([bag], labels), make_step())
@@ -95,7 +96,7 @@ def test_every_candidate_needs_a_prototype_before_any_counts():
 
 
 def test_prototypes_move_after_the_step_by_the_tiles_of_all_its_packs():
-    method = with_prototypes(make_method())
+    method = with_prototypes(make_method(negative="a"))
     before = method.prototypes.numpy().copy()
     bags, candidates = [make_bag(9, seed=1), make_bag(5, seed=2)], [[0], [0, 1]]
     for bag, label in zip(bags, (0, 1), strict=True):
@@ -143,14 +144,22 @@ def test_without_classes_the_bag_constraint_is_all_there_is():
 
 
 def test_a_negative_class_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match="index of the 3 outputs, got 3: give that"):
-        make_method(negative=3)
+    with pytest.raises(ConfigError, match="'d' is none of the task's classes a, b, c"):
+        make_method(negative="d")
+
+
+def test_several_labels_of_a_slide_are_no_classes_of_its_tiles():
+    """A label that is no alternative to another says nothing of which tile has which."""
+    method = build_method(InsConfig(hidden_dim=8, negative="a"), DIM, 2)
+    labels = torch.tensor([[True, True], [False, False]])
+    output = method.training_output(Bags.pack([make_bag(5).float()] * 2, labels), make_step())
+    assert output.penalty.tolist() == [0, 0]
 
 
 def test_tiles_learn_to_tell_apart_what_slide_labels_alone_reveal():
     """Positive slides hold a tenth of tiles shifted along one axis; no tile label is given."""
     torch.manual_seed(0)
-    method = build_method(InsConfig(hidden_dim=16), DIM, 2)
+    method = build_method(InsConfig(hidden_dim=16, negative="a"), DIM, 2, ("a", "b"))
     generator = torch.Generator().manual_seed(3)
     bags = [torch.randn(60, DIM, generator=generator) for _ in range(20)]
     for bag in bags[::2]:

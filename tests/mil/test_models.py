@@ -120,8 +120,10 @@ def loss_of(output):
 def under_equal_draws(method, bags, *, seed=0):
     """The output of a pack, and of its bags one by one, masks being drawn once."""
     generator = torch.Generator().manual_seed(seed)
-    pairs = bags.one_by_one()
-    singles = [Bags.pack([bag], labels[None]) for bag, labels in pairs]
+    tiles = bags.tiles.split(bags.segments.sizes)
+    singles = [
+        Bags.pack([bag], labels[None]) for bag, labels in zip(tiles, bags.labels, strict=True)
+    ]
     if isinstance(method, Mhim):
         draws = MaskDraws.draw(bags.segments, generator)
         split = zip(*(d.split(bags.segments.sizes) for d in vars(draws).values()), strict=True)
@@ -130,9 +132,9 @@ def under_equal_draws(method, bags, *, seed=0):
         alone = zip(singles, own, strict=True)
         return packed, [method.masked_output(s, method.rules, d) for s, d in alone]
     if isinstance(method, (Acmil, AcmilMha)):
-        rows = len(method(pairs[0][0]).scores)
+        rows = len(method(tiles[0]).scores)
         draws = stkim_draws(rows, bags.segments, top_k=method.top_k, generator=generator)
-        own = [draws[:, i : i + 1, : len(pairs[i][0])] for i in range(len(pairs))]
+        own = [draws[:, i : i + 1, : len(bag)] for i, bag in enumerate(tiles)]
         packed = method.masked_output(bags, draws)
         return packed, [method.masked_output(s, d) for s, d in zip(singles, own, strict=True)]
     step = make_step(seed=seed)
@@ -299,7 +301,7 @@ def test_bfloat16_stays_finite(method, tiles):
     grads = gradients(method, loss)
     assert torch.isfinite(loss)
     assert all(torch.isfinite(grad).all() for grad in grads.values())
-    output = method.eval()(bags.one_by_one()[0][0])
+    output = method.eval()(bags.tiles[: bags.segments.sizes[0]])
     assert torch.isfinite(output.logits).all()
     assert torch.isfinite(output.scores).all()
 

@@ -38,7 +38,7 @@ class MeanHeads(MilMethod):
         return BagOutput(self.first(bag.mean(0)), uniform[None], uniform)
 
     def training_output(self, bags: Bags, step: Step) -> TrainingOutput:
-        means = torch.stack([bag.mean(0) for bag, _ in bags.one_by_one()])
+        means = torch.stack([bag.mean(0) for bag in bags.tiles.split(bags.segments.sizes)])
         heads = torch.stack([self.first(means), self.second(means)])
         penalty = self.first.weight.square().sum().expand(len(bags))
         return TrainingOutput(heads, torch.tensor([1.0, 0.5]), penalty)
