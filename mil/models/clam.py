@@ -26,6 +26,7 @@ from torch.nn import functional
 from mil.models.base import BagOutput, Bags, MilMethod, Step, TrainingOutput
 from mil.models.layers import (
     Activation,
+    AttentionScores,
     Embedding,
     Initialisation,
     attention_pool,
@@ -41,24 +42,6 @@ def instance_losses(logits: Tensor, kind: InstanceLoss) -> Tensor:
     if kind == "cross_entropy":
         return -logits.log_softmax(dim=-1)
     return functional.softplus(1 + logits.flip(-1) - logits)
-
-
-class _GatedScores(nn.Module):
-    """The gated scores of mil.models.layers, with dropout on both gates as CLAM has it."""
-
-    def __init__(
-        self, hidden_dim: int, attention_dim: int, *, branches: int, dropout: float
-    ) -> None:
-        super().__init__()
-        self.V = nn.Linear(hidden_dim, attention_dim)
-        self.U = nn.Linear(hidden_dim, attention_dim)
-        self.w = nn.Linear(attention_dim, branches)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, embedded: Tensor) -> Tensor:
-        """(tiles, hidden) -> (branches, tiles)."""
-        content = self.dropout(self.V(embedded).tanh())
-        return self.w(content * self.dropout(self.U(embedded).sigmoid())).T
 
 
 class Clam(MilMethod):
@@ -83,7 +66,14 @@ class Clam(MilMethod):
         self.embedding = Embedding(
             dim, hidden_dim, bias=True, activation=activation, dropout=dropout
         )
-        self.attention = _GatedScores(hidden_dim, attention_dim, branches=branches, dropout=dropout)
+        self.attention = AttentionScores(
+            hidden_dim,
+            attention_dim,
+            branches=branches,
+            scoring="gated",
+            bias=True,
+            dropout=dropout,
+        )
         self.classifiers = nn.ModuleList(
             nn.Linear(hidden_dim, outputs // branches) for _ in range(branches)
         )

@@ -53,15 +53,26 @@ class Embedding(nn.Module):
 
 
 class AttentionScores(nn.Module):
-    """Scores of embedded tiles, before the softmax; all branches share V (and U)."""
+    """Scores of embedded tiles, before the softmax; all branches share V (and U).
+
+    `dropout` acts on both factors of gated scores, as CLAM has it.
+    """
 
     def __init__(
-        self, hidden_dim: int, attention_dim: int, *, branches: int, scoring: Scoring, bias: bool
+        self,
+        hidden_dim: int,
+        attention_dim: int,
+        *,
+        branches: int,
+        scoring: Scoring,
+        bias: bool,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.V = nn.Linear(hidden_dim, attention_dim, bias=bias)
         self.U = nn.Linear(hidden_dim, attention_dim, bias=bias) if scoring == "gated" else None
         self.w = nn.Linear(attention_dim, branches, bias=bias)
+        self.dropout = nn.Dropout(dropout)
         self.scoring: Scoring = scoring
         self.branches = branches
 
@@ -80,7 +91,7 @@ class AttentionScores(nn.Module):
         weight = torch.cat([self.V.weight, gate.weight])
         bias = None if self.V.bias is None else torch.cat([self.V.bias, gate.bias])
         values, gates = functional.linear(embedded, weight, bias).chunk(2, dim=1)
-        return values.tanh() * gates.sigmoid()
+        return self.dropout(values.tanh()) * self.dropout(gates.sigmoid())
 
 
 def attention_pool(scores: Tensor, embedded: Tensor, segments: Segments) -> Pooled:
