@@ -4,12 +4,12 @@
     W minimises loss(logits) + strength (l1_ratio |W| + (1 - l1_ratio) / 2 |W|^2), intercepts free
 
 `loss` is the task's own: (binary) cross-entropy, squared error, or the Cox partial likelihood as a
-mean over events.
-`mean_features` asks the mean of a bag's tile features, `clinical` the covariates alone, with a weak
-ridge (l1_ratio 0) that is fixed. Zou &
-Hastie 2005; for Cox Simon et al. 2011. Solved by FISTA (Beck & Teboulle 2009) with backtracking
-and restart (O'Donoghue & Candes 2015), from strong penalties to weak ones, each started at the
-last answer. The strength for features is the one with the least loss that the validation part adds.
+mean over events. The penalty is that of Zou & Hastie 2005, for Cox of Simon et al. 2011.
+
+`mean_features` asks the mean of a bag's tile features; its strength is the one with the least loss
+that the validation part adds. `clinical` asks the covariates alone, with a weak ridge (l1_ratio 0)
+that is fixed. Solved by FISTA (Beck & Teboulle 2009) with backtracking and restart (O'Donoghue &
+Candes 2015), from strong penalties to weak ones, each started at the last answer.
 """
 
 from collections.abc import Callable, Iterator

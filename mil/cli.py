@@ -153,7 +153,8 @@ def compare(study: StudyConfig, parsed: argparse.Namespace) -> int:
     tasks = [*study.mil.tasks] if parsed.task is None else [parsed.task]
     if not tasks:
         raise ConfigError(f"{parsed.config}: mil.tasks is empty, there is nothing to compare")
-    targets = [table_path(study, task) for task in tasks]
+    tables = [table_path(study, task) for task in tasks]
+    targets = [path for table in tables for path in (table, table.with_suffix(".md"))]
     code = run_workflow(parsed.config, targets, cores=parsed.cores, dry_run=parsed.dry_run)
     for task in tasks if code == 0 and not parsed.dry_run else []:
         _print_table(study, task)

@@ -52,7 +52,8 @@ def _told(problem: Any, root: type[BaseModel]) -> str:
     kind, given = problem["type"], problem["input"]
     context = problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"unknown key{meant(str(problem['loc'][-1]), _known_keys(root))}"
+        key = str(problem["loc"][-1])
+        return f"unknown key{meant(key, _known_keys(root) - {key})}"  # it may be another section's
     if kind == "missing":
         return "required, but absent"
     if kind == "union_tag_not_found":

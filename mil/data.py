@@ -36,7 +36,7 @@ def task_cohort(study: StudyConfig, task: str) -> Cohort:
         key=f"mil.tasks.{task}.target",
     )
     if section.bag == "slide" and section.aggregate == "mean":
-        refuse_disagreement(cohort.slides, cohort.target_columns)
+        refuse_disagreement(cohort.slides, cohort.target_columns, section.target)
     extracted = {row.slide_id for row in rows_with_features(study)}
     usable = cohort.only(extracted, "slides without features")
     if section.bag == "patient" or section.aggregate != "max":

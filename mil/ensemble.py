@@ -14,14 +14,15 @@ from tqdm import tqdm
 from mil.bags import CohortFeatures, load_features
 from mil.checkpoint import Checkpoint, load_ensemble, refuse_other_origin, unseen_members
 from mil.cohorts.cohort import Cohort, read_cohort
-from mil.cohorts.label_table import read_label_table
-from mil.config import LabelsConfig, StudyConfig, TaskSection
+from mil.cohorts.label_table import LabelTable, read_label_table
+from mil.cohorts.refusals import torn_patients
+from mil.config import StudyConfig, TaskSection
 from mil.data import rows_with_features
 from mil.decisions import apply_decisions
 from mil.predictions import combine, predict, write_csv
 from mil.tasks.base import Task
 from mil.tasks.columns import answered, named
-from mil.tasks.config import SurvivalTarget, TaskConfig
+from mil.tasks.config import MultilabelConfig, SurvivalTarget, TaskConfig
 from mil.tasks.survival import FollowUp, SurvivalTask
 from mil.training.train import Part, answer
 from preprocessing.artefacts import whole_file
@@ -95,18 +96,36 @@ def _cohort(study: StudyConfig, section: TaskSection) -> tuple[Cohort, list[str]
     labels, target = study.mil.labels, section.target
     if labels is None:
         return Cohort(slides, ()), []
-    if unusable := _no_labels(labels, rows, target):
+    table = read_label_table(labels)
+    asked, notes = _answerable(target, table)
+    if unusable := _no_labels(table, rows, asked):
         return Cohort(slides, ()), [unusable]
     of_patients = section.bag == "patient" or isinstance(target, SurvivalTarget)
-    labelled = read_cohort(rows, labels, target.columns, patient_target=of_patients, target=target)
-    known = labelled.slides[list(target.columns)]
+    labelled = read_cohort(rows, labels, asked.columns, patient_target=of_patients, target=asked)
+    known = labelled.slides.reindex(columns=list(target.columns))
     cohort = Cohort(slides.join(known), target.columns, labelled.report)
-    return cohort, _notes_on_labels(labelled, section)
+    return cohort, notes + _notes_on_labels(labelled, section)
 
 
-def _no_labels(labels: LabelsConfig, rows: list[SlideRow], target: TaskConfig) -> str | None:
+def _answerable(target: TaskConfig, table: LabelTable) -> tuple[TaskConfig, list[str]]:
+    """Of several labels those that the table has, and a note of the others; all if it has none."""
+    if not isinstance(target, MultilabelConfig):
+        return target, []
+    there = tuple(name for name in target.labels if name in table.frame)
+    lacking = [name for name in target.labels if name not in there]
+    if not there or not lacking:
+        return target, []
+    note = (
+        f"{', '.join(lacking)}: unknown of everyone, for {table.name} has no such column; if it "
+        "has one under another name, rename that; its columns are "
+        f"{', '.join(map(str, table.frame))}"
+    )
+    return target.model_copy(update={"labels": there}), [note]
+
+
+def _no_labels(table: LabelTable, rows: list[SlideRow], target: TaskConfig) -> str | None:
     """Why no slide has a target, where the table has rows of the slides; None if some may have."""
-    table, columns = read_label_table(labels), target.columns
+    columns = target.columns
     lacking = [name for name in columns if name not in table.frame]
     if lacking:
         return (
@@ -120,16 +139,17 @@ def _no_labels(labels: LabelsConfig, rows: list[SlideRow], target: TaskConfig) -
 
 
 def _notes_on_labels(labelled: Cohort, section: TaskSection) -> list[str]:
-    """Patients of whom the models' rule makes one answer, though their slides' labels differ."""
+    """Patients of whom the models' rule makes one answer, though their slides' labels differ; of
+    each column of the target.
+    """
     if section.bag == "patient" or section.aggregate != "mean":
         return []
-    values = labelled.slides.groupby("patient_id")[list(labelled.target_columns)].nunique()
-    torn = values.index[(values > 1).any(axis=1)]
-    if torn.empty:
-        return []
+    torn = {name: torn_patients(labelled.slides, (name,)) for name in labelled.target_columns}
     return [
-        f"{len(torn)} patients are left without a label, since their slides disagree on "
-        f"{', '.join(labelled.target_columns)}: {named(torn)}"
+        f"{len(patients)} patients are left without {name}, since their slides disagree on it: "
+        f"{named(patients)}"
+        for name, patients in torn.items()
+        if patients
     ]
 
 

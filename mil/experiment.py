@@ -24,7 +24,7 @@ from mil.data import (
 )
 from mil.decisions import Decision, apply_decisions, fit_decisions
 from mil.folds.split_files import read_split_files
-from mil.folds.splits import Splits, make_splits, refuse_unlike_classes, save_splits
+from mil.folds.splits import Splits, make_splits, save_splits
 from mil.heatmaps.scores import CohortScale
 from mil.member import Member, run_id_of, settings_of
 from mil.models.base import MilMethod
@@ -48,17 +48,16 @@ def split_task(study: StudyConfig, task: str) -> list[str]:
     section, config = study.mil.tasks[task], study.mil.split
     bags = cohort.bags(section.bag)
     refuse_impossible(section, bags)
+    held = classes_held(section.target, bags)
     splits, notes = make_splits(
         bags,
         strata(section.target, bags),
         config=config,
         groups=patient_groups(study, cohort),
         supplied=read_split_files(config.files, config.test_part) if config.files else None,
+        classes=None if held is None else held.groupby(bags["patient_id"]).agg(_union),
         data=data_digest(study, task, cohort),
     )
-    classes = classes_held(section.target, bags)
-    if classes is not None:
-        refuse_unlike_classes(splits, classes.groupby(bags["patient_id"]).agg(_union))
     save_splits(splits, splits_path(study, task))
     lines = cohort.describe(section.target)
     facts = {"lines": lines, "report": {**cohort.report, **copies, **notes}}

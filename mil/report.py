@@ -17,7 +17,7 @@ from mil.data import cohort_path
 from mil.ensemble import applied_dir
 from mil.evaluation.compare import comparison_path
 from mil.evaluation.held_out import evaluation_dir
-from mil.figures.common import interval_text, p_number
+from mil.figures.common import interval_text, number_text, p_number, range_text, signed_text
 from mil.glossary import GROUPS, entry, explained
 from mil.heatmaps.tables import read_scale
 from mil.paint import applied_maps_dir, heatmap_dir
@@ -177,8 +177,8 @@ def _metric_row(name: str, overall: Mapping[str, Mapping[Any, Any]]) -> Values:
             continue
         row = table[name]
         known = pd.notna(row["low"]) and pd.notna(row["high"])
-        interval = _interval(row["low"], row["high"]) if known else ""
-        cells.append((_number(row["value"]), interval))
+        interval = range_text(row["low"], row["high"]) if known else ""
+        cells.append((number_text(row["value"]), interval))
         if row["note"]:
             notes.setdefault(row["note"], []).append(answerer)
     texts = [
@@ -194,7 +194,8 @@ def _fold_rows(answerer: str, table: pd.DataFrame, names: list[str]) -> Values:
     values = values.reindex(columns=names).sort_index(key=lambda folds: folds.astype(int))
     sizes = single.groupby("fold")["n"].max()
     rows = [
-        (fold, int(sizes[fold]), [_number(v) for v in row]) for fold, *row in values.itertuples()
+        (fold, int(sizes[fold]), [number_text(v) for v in row])
+        for fold, *row in values.itertuples()
     ]
     return {"answerer": answerer, "rows": rows}
 
@@ -208,8 +209,8 @@ def _comparisons(path: Path) -> list[tuple[object, list[Values]]]:
         {
             "pair": (row["answerer_a"], row["answerer_b"]),
             "entry": entry(str(row["metric"])),
-            "difference": _signed(row["difference"]),
-            "interval": f"{_signed(row['low'])} to {_signed(row['high'])}",
+            "difference": signed_text(row["difference"]),
+            "interval": f"{signed_text(row['low'])} to {signed_text(row['high'])}",
             "p": p_number(float(row["p"])),
             "p_holm": p_number(float(row["p_holm"])),
             "below_5_percent": bool(row["p_holm"] < 0.05),
@@ -234,23 +235,6 @@ def _hazards(path: Path) -> list[Values]:
         }
         for row in table.to_dict("records")
     ]
-
-
-def _number(value: float) -> str:
-    """Three decimals, or where a unit makes these too many or too few three digits."""
-    if pd.isna(value):
-        return "undefined"
-    plain = value == 0 or 5e-4 <= abs(value) < 1e3
-    size = f"{abs(value):.3f}" if plain else f"{abs(value):.3g}"
-    return f"\N{MINUS SIGN}{size}" if value < 0 else size
-
-
-def _interval(low: float, high: float) -> str:
-    return f"{_number(low)}{'–' if low >= 0 else ' to '}{_number(high)}"
-
-
-def _signed(value: float) -> str:
-    return "undefined" if pd.isna(value) else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _figures(study: StudyConfig, folder: Path) -> list[Values]:

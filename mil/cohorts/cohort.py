@@ -9,7 +9,7 @@ import pandas as pd
 from lifelines import KaplanMeierFitter
 
 from mil.cohorts.config import LabelsConfig
-from mil.cohorts.label_layout import whole_numbers
+from mil.cohorts.label_layout import plain_numbers, whole_numbers
 from mil.cohorts.label_table import LabelTable, read_label_table
 from mil.cohorts.refusals import (
     no_slide,
@@ -163,8 +163,8 @@ def read_cohort(
     known = [c for c in (*columns, *others) if c in table.frame]
     manifest = _manifest(rows, [c for c in others if c not in known], table)
     refuse_other_patients(manifest, table)
-    joined = manifest.merge(_one_row_per_id(table, known), on=table.key, how="left")
-    joined = joined.set_index("slide_id")
+    told = _one_row_per_id(table, known, _columns_of_numbers(target))
+    joined = manifest.merge(told, on=table.key, how="left").set_index("slide_id")
     labelled = manifest[table.key].isin(table.frame[table.key]).to_numpy()
     complete = answered(joined, columns, target).to_numpy()
     empty = labelled & ~complete
@@ -178,7 +178,7 @@ def read_cohort(
     }
     slides = joined.loc[complete, ["patient_id", *columns, *others]]
     if patient_target:
-        refuse_disagreement(slides, columns)
+        refuse_disagreement(slides, columns, target)
     slides = _of_patients(slides, others, group)
     report = {reason: ids for reason, ids in report.items() if ids}
     cohort = Cohort(slides, columns, report, others, table.renamed(known))
@@ -256,11 +256,16 @@ def _manifest(rows: list[SlideRow], extra: list[str], table: LabelTable) -> pd.D
     return manifest.mask(manifest == "")
 
 
-def _one_row_per_id(table: LabelTable, columns: list[str]) -> pd.DataFrame:
+def _columns_of_numbers(target: TaskConfig | None) -> set[str]:
+    return {str(getattr(target, key, "")) for key in ("column", "time")}
+
+
+def _one_row_per_id(table: LabelTable, columns: list[str], measured: set[str]) -> pd.DataFrame:
     """Repeated rows of an id become one; refused where two of their values differ."""
     frame = table.frame[[table.key, *columns]].copy()
     for name in columns:
-        frame[name] = whole_numbers(frame[name])
+        values = plain_numbers(frame[name]) if name in measured else frame[name]
+        frame[name] = whole_numbers(values)
     grouped = frame.groupby(table.key)[columns]
     differ = grouped.nunique() > 1
     torn = differ.index[differ.any(axis=1)].tolist()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from mil.cohorts.presets import PRESETS, VITAL, Preset
@@ -70,6 +71,13 @@ def read_layout(
 def whole_numbers(values: pd.Series) -> pd.Series:
     """'1.0' as '1': spreadsheets write so where the column has empty cells."""
     return values.str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)
+
+
+def plain_numbers(values: pd.Series) -> pd.Series:
+    """'48.50' and '4.85e1' as '48.5': one text for one number; what is no number stays."""
+    numbers = pd.Series(pd.to_numeric(values, errors="coerce")).to_numpy(dtype=float)
+    plain = pd.Series([repr(float(number)) for number in numbers], index=values.index, dtype=object)
+    return values.mask(np.isfinite(numbers), plain)
 
 
 def _renamed(raw: pd.DataFrame, sources: Mapping[str, str]) -> tuple[pd.DataFrame, list[str]]:

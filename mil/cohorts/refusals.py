@@ -8,25 +8,42 @@ from mil.cohorts.label_table import LabelTable, looks_censored
 from mil.cohorts.slide_ids import near_misses
 from mil.config_messages import meant
 from mil.tasks.columns import named
+from mil.tasks.config import TaskConfig
 from preprocessing.errors import CohortError
 
 
-def refuse_disagreement(slides: pd.DataFrame, columns: tuple[str, ...]) -> None:
-    """`columns`: one label, or the two of a follow-up, which is never a slide's own."""
-    torn = torn_patients(slides, columns)
-    if not torn:
+def refuse_disagreement(
+    slides: pd.DataFrame, columns: tuple[str, ...], target: TaskConfig | None = None
+) -> None:
+    """`columns`: those of the `target`; the remedy is for its kind."""
+    differing = [name for name in columns if torn_patients(slides, (name,))]
+    if not differing:
         return
+    torn = torn_patients(slides, tuple(differing))
     told = (
         f"{patient} ({'; '.join(', '.join(sorted(set(v.dropna()))) for _, v in rows.items())})"
         for patient, rows in slides[slides["patient_id"].isin(torn)]
-        .set_index("patient_id")[list(columns)]
+        .set_index("patient_id")[differing]
         .groupby(level=0)
     )
-    remedy = "; or ask about slides (bag: slide), with aggregate: max and `positive` (two classes, "
-    remedy += "a patient is positive if one slide is) or aggregate: none (slides for themselves)"
     raise CohortError(
-        f"slides of one patient disagree on {' and '.join(columns)}: {named(told)}; give each "
-        f"patient one value{remedy if len(columns) == 1 else ''}"
+        f"slides of one patient disagree on {' and '.join(differing)}: {named(told)}; give each "
+        f"patient one value{_answers_of_slides(slides, columns, target)}"
+    )
+
+
+def _answers_of_slides(
+    slides: pd.DataFrame, columns: tuple[str, ...], target: TaskConfig | None
+) -> str:
+    """How slides may answer by themselves; a follow-up is never a slide's own."""
+    kind = target.kind if target is not None else None
+    if kind == "survival" or (kind is None and len(columns) > 1):
+        return ""
+    joined = ""
+    if kind in (None, "classification") and (slides[list(columns)].nunique() == 2).all():
+        joined = "aggregate: max and `positive` (a patient is positive if one slide is) or "
+    return (
+        f"; or ask about slides (bag: slide) with {joined}aggregate: none (slides for themselves)"
     )
 
 

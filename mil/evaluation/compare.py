@@ -39,7 +39,7 @@ def compare_answerers(study: StudyConfig, task: str) -> pd.DataFrame:
 def _all_pairs(contest: Contest) -> pd.DataFrame:
     """Differences a - b; Holm's correction over the pairs of a metric."""
     rows = []
-    for metric in contest.metrics:
+    for metric in contest.paired_metrics:
         pairs = [
             {"answerer_a": a, "answerer_b": b, "metric": metric}
             | asdict(contest.paired(a, b, metric=metric))

@@ -2,8 +2,9 @@
 reference, tested in pairs.
 
 Columns of a metric m: m, m_low, m_high (95 %, as in metrics.csv), m_seed_sd, m_rank (1 is best),
-m_difference, m_difference_low, m_difference_high, m_p, m_p_holm, m_test. What does not apply is
-empty: differences of the reference to itself, spreads of a single seed.
+m_difference, m_difference_low, m_difference_high, m_p, m_p_holm, m_test, m_undefined (share of the
+resamples in which the difference is undefined; of the reference, the metric). What does not apply
+is empty: differences of the reference to itself, spreads of a single seed.
 """
 
 import math
@@ -13,12 +14,18 @@ import pandas as pd
 
 from mil.config import BASELINES, StudyConfig
 from mil.evaluation.contest import Contest, Paired
-from mil.figures.common import interval_text, p_text
+from mil.evaluation.metric_table import left_out_note
+from mil.evaluation.statistics import metrics_for
+from mil.evaluation.value_metrics import IN_UNIT
+from mil.figures.common import number_text, p_text, range_text, signed_text
 from mil.glossary import entry
 from mil.metrics.resampling import holm
+from mil.tasks.config import MultilabelConfig, RegressionConfig, TaskConfig
 
 COLUMNS = ("", "_low", "_high", "_seed_sd", "_rank")
 COLUMNS += ("_difference", "_difference_low", "_difference_high", "_p", "_p_holm", "_test")
+COLUMNS += ("_undefined",)
+TOLD_FROM = 0.01  # share of undefined resamples, as in metrics.csv
 ARROWS = {"high": " ↑", "low": " ↓", "": ""}
 
 
@@ -46,6 +53,7 @@ def _metric_columns(
         interval = answered.interval(metric, contest.target)
         row = {"": answered.values[metric][0], "_low": interval.low, "_high": interval.high}
         row["_seed_sd"] = spreads[name].get(metric, math.nan)
+        row["_undefined"] = contest.undefined(name, metric)
         rows.append(row | _difference_columns(contest, name, metric))
     table = pd.DataFrame(rows)
     table["_p_holm"] = holm(table["_p"])
@@ -87,7 +95,7 @@ def training_minutes(study: StudyConfig, task: str, answerer: str) -> float:
 def as_markdown(table: pd.DataFrame, contest: Contest) -> str:
     """The table in two panels, for a page is not wide enough: metrics, then differences."""
     reference = contest.study.reference
-    names = [f"{entry(m).name}{ARROWS[entry(m).better]}" for m in contest.metrics]
+    names = [_named(m, contest.target) for m in contest.metrics]
     timed = bool(table["training_minutes"].notna().any())
     head = ["", "folds × seeds", *["minutes a model"] * timed, *names, "ranks"]
     lines = []
@@ -123,7 +131,35 @@ def _note(table: pd.DataFrame, contest: Contest) -> str:
             f"paired intervals; p after Holm's correction over the {len(table) - 1} difference(s) "
             "of a metric."
         )
-    return text
+    return text + _undefined_note(table, contest) + _left_out_note(contest)
+
+
+def _undefined_note(table: pd.DataFrame, contest: Contest) -> str:
+    """Of metrics that are undefined in more than one of a hundred resamples."""
+    shares = {m: table[f"{m}_undefined"].max() for m in contest.metrics}
+    told = [f"{entry(m).name} in {s:.0%}" for m, s in shares.items() if s > TOLD_FROM]
+    if not told:
+        return ""
+    return f" Undefined in some resamples, which do not count: {', '.join(told)} at most."
+
+
+def _left_out_note(contest: Contest) -> str:
+    """The labels that a mean over labels is not of; the same for all, who are asked the same."""
+    if not isinstance(contest.target, MultilabelConfig):
+        return ""
+    table = next(iter(contest.answers.values())).table
+    metrics = metrics_for(table, contest.target)
+    notes = {m: left_out_note(m, metrics, table, contest.target) for m in contest.metrics}
+    told = [f"{entry(m).name} {note}" for m, note in notes.items() if note]
+    return f" Means over labels: {'; '.join(told)}." if told else ""
+
+
+def _named(metric: str, target: TaskConfig) -> str:
+    """`mean absolute error, points ↓`"""
+    known, unit = entry(metric), ""
+    if isinstance(target, RegressionConfig) and metric in IN_UNIT and target.unit is not None:
+        unit = f", {target.unit}"
+    return f"{known.name}{unit}{ARROWS[known.better]}"
 
 
 def _estimate(row: dict, metric: str) -> str:
@@ -131,8 +167,10 @@ def _estimate(row: dict, metric: str) -> str:
     value, spread = row[metric], row[f"{metric}_seed_sd"]
     if math.isnan(value):
         return "undefined"
-    text = interval_text(value, row[f"{metric}_low"], row[f"{metric}_high"], digits=3)
-    text += "" if math.isnan(spread) else f" ± {spread:.3f}"
+    low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+    text = number_text(value)
+    text += "" if math.isnan(low) or math.isnan(high) else f" ({range_text(low, high)})"
+    text += "" if math.isnan(spread) else f" ± {number_text(spread)}"
     best = pd.notna(row[f"{metric}_rank"]) and row[f"{metric}_rank"] == 1
     return f"**{text}**" if best else text
 
@@ -142,13 +180,8 @@ def _difference(row: dict, metric: str) -> str:
     value, low, high = (row[f"{metric}_difference{end}"] for end in ("", "_low", "_high"))
     if math.isnan(value):
         return "undefined"
-    return (
-        f"{_signed(value)} ({_signed(low)} to {_signed(high)}), {p_text(row[f'{metric}_p_holm'])}"
-    )
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+    interval = f"{signed_text(low)} to {signed_text(high)}"
+    return f"{signed_text(value)} ({interval}), {p_text(row[f'{metric}_p_holm'])}"
 
 
 def _minutes(value: float) -> str:

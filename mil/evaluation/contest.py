@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from mil.config import StudyConfig
 from mil.evaluation.held_out import HeldOut, read_held_out
-from mil.evaluation.metric_table import at_the_boundary, positive_scores
+from mil.evaluation.label_metrics import of_one_label
+from mil.evaluation.metric_table import at_the_boundary, measured, positive_scores
 from mil.evaluation.statistics import Interval, draws_of, metrics_for, whole
 from mil.experiment import task_splits
 from mil.folds.splits import Splits
 from mil.metrics.ranking import delong_test
 from mil.metrics.resampling import bootstrap_p, percentile_interval
-from mil.tasks.config import TaskConfig
+from mil.tasks.config import MultilabelConfig, TaskConfig
 from preprocessing.errors import CohortError
 
 COMPARED = ("auroc", "auprc", "balanced_accuracy", "brier", "c_index", "uno_c", "ibs")
@@ -91,19 +92,32 @@ class Contest:
 
     @property
     def metrics(self) -> list[str]:
+        """Of the table: of several labels the means alone."""
+        return [name for name in self.paired_metrics if name in COMPARED]
+
+    @property
+    def paired_metrics(self) -> list[str]:
+        """Of all pairs: those of the table, and the AUROC of each of several labels."""
         return list(next(iter(self.answers.values())).values)
 
     def paired(self, a: str, b: str, *, metric: str) -> Paired:
         """Of `a` minus `b`, on the same draws; the AUROC by DeLong's test where it applies."""
         one, other = self.answers[a], self.answers[b]
         differences = one.values[metric] - other.values[metric]
-        if metric == "auroc":
-            found = _delong(one.table, other.table, self.target, differences[0])
+        if _base(metric, self.target) == "auroc":
+            found = _delong(metric, one.table, other.table, self.target)
             if found is not None:
                 return found
         low, high = percentile_interval(differences[1:])
         p = bootstrap_p(differences[1:])
         return Paired(float(differences[0]), low, high, p, "paired bootstrap")
+
+    def undefined(self, answerer: str, metric: str) -> float:
+        """The share of the draws in which its difference to the reference is undefined; of the
+        reference itself, the metric.
+        """
+        ours, theirs = (self.answers[a].values[metric] for a in (answerer, self.study.reference))
+        return float(np.isnan(ours[1:] - theirs[1:]).mean())
 
     def seed_spread(self, answerer: str) -> dict[str, float]:
         """Metric -> standard deviation (n - 1) over seeds of what the models of one seed reach
@@ -125,24 +139,33 @@ def _on_draws(
 ) -> dict[str, NDArray[np.float64]]:
     """Each compared metric on the whole table, then on every draw."""
     metrics = metrics_for(table, target, test.fits)
+    labels = target.labels if isinstance(target, MultilabelConfig) else ()
+    asked = [*COMPARED, *(f"auroc_{label}" for label in labels)]
     return {
         name: np.array([metrics[name](rows) for rows in (whole(table), *draws)])
-        for name in COMPARED
+        for name in asked
         if name in metrics
     }
 
 
+def _base(metric: str, target: TaskConfig) -> str:
+    """What is measured: of auroc_EGFR auroc."""
+    return of_one_label(metric, target)[0] if isinstance(target, MultilabelConfig) else metric
+
+
 def _delong(
-    one: pd.DataFrame, other: pd.DataFrame, target: TaskConfig, difference: float
+    metric: str, one: pd.DataFrame, other: pd.DataFrame, target: TaskConfig
 ) -> Paired | None:
     """None where slides of a patient are not independent, or there is no variance."""
-    ours, theirs = (positive_scores(table, target) for table in (one, other))
+    label = of_one_label(metric, target)[1] if isinstance(target, MultilabelConfig) else None
+    ours, theirs = (positive_scores(table, target, label) for table in (one, other))
     if ours is None or theirs is None or one["patient_id"].duplicated().any():
         return None
-    found = delong_test(ours[0], ours[1], theirs[1], strata=one["fold"].to_numpy())
+    strata = one["fold"].to_numpy()[measured(metric, one, target)]
+    found = delong_test(ours[0], ours[1], theirs[1], strata=strata)
     if not np.isfinite(found.p):  # folds with a single patient of a class have no variance
         return None
-    return Paired(float(difference), found.low, found.high, found.p, "DeLong")
+    return Paired(found.value, found.low, found.high, found.p, "DeLong")
 
 
 def _of_seed(study: StudyConfig, seed: int) -> StudyConfig:

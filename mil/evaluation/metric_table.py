@@ -40,7 +40,8 @@ def metric_rows(test: HeldOut, level: str, target: TaskConfig, resamples: int) -
         notes = [
             _horizon_note(name, test, target),
             _conformal_note(name, level, test.fitted),
-            _labels_note(name, metrics, table, target),
+            left_out_note(name, metrics, table, target),
+            _threshold_note(name, table, target),
             _unit_note(name, target),
             f"undefined in {interval.undefined:.0%} of resamples" * (interval.undefined > 0.01),
             about,
@@ -103,7 +104,7 @@ def cases_of(
     return int(positive.sum() if share == "sensitivity" else (~positive).sum())
 
 
-def _labels_note(
+def left_out_note(
     name: str, metrics: dict[str, Metric], table: pd.DataFrame, target: TaskConfig
 ) -> str:
     """Which labels a mean over labels leaves out."""
@@ -112,6 +113,18 @@ def _labels_note(
     values = {label: metrics[f"{name}_{label}"](whole(table)) for label in target.labels}
     lost = [label for label, value in values.items() if np.isnan(value)]
     return f"without {', '.join(lost)}, of which it is undefined" if lost else ""
+
+
+def _threshold_note(name: str, table: pd.DataFrame, target: TaskConfig) -> str:
+    """Where validation gave no model of a fold a threshold of the label."""
+    if not isinstance(target, MultilabelConfig):
+        return ""
+    base, label = of_one_label(name, target)
+    if label is None or base not in ("sensitivity", "specificity"):
+        return ""
+    lacking = table.loc[table[f"threshold_{label}"].isna(), "fold"].nunique()
+    folds = table["fold"].nunique()
+    return f"no threshold in {lacking} of {folds} folds: called from 0.5 on" if lacking else ""
 
 
 def _unit_note(name: str, target: TaskConfig) -> str:

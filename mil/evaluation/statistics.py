@@ -1,4 +1,4 @@
-"""Metrics of test predictions, with patient-bootstrap intervals and paired comparisons.
+"""Metrics of test predictions by the kind of target, and their patient-bootstrap intervals.
 
 Tables hold the test predictions of one level (slide or patient) as mil.predictions writes them. A
 metric maps rows of such a table, some of them possibly more than once, to a number; it is NaN where

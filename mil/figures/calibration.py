@@ -56,8 +56,8 @@ def calibration_figure(test: pd.DataFrame, target: Target, path: Path, *, title:
     grid[0, 0].legend(loc="upper left", fontsize=SMALL_PT, frameon=False)
     note = (
         f"{pooling_note(shown)} {unit.capitalize()}. Bins of equal count; bars: Wilson 95 % "
-        f"intervals. {_summary(rows, target)} The temperature is fitted on the fold's validation "
-        f"{unit}."
+        f"intervals. {_summary(rows, target)} The temperature is fitted on the fold's "
+        "validation part."
     )
     finish(figure, path, title=title, note=note)
 

@@ -102,8 +102,27 @@ def p_text(p: float) -> str:
     return f"p {number}" if number.startswith(("<", "u")) else f"p = {number}"
 
 
-def interval_text(value: float, low: float, high: float, *, digits: int = 2) -> str:
+def number_text(value: float) -> str:
+    """Three decimals, or where a unit makes these too many or too few three digits."""
+    if math.isnan(value):
+        return "undefined"
+    plain = value == 0 or 5e-4 <= abs(value) < 1e3
+    size = f"{abs(value):.3f}" if plain else f"{abs(value):.3g}"
+    return f"\N{MINUS SIGN}{size}" if value < 0 else size
+
+
+def signed_text(value: float) -> str:
+    """`number_text` of a difference: `+0.031`."""
+    return f"+{number_text(value)}" if value >= 0 else number_text(value)
+
+
+def range_text(low: float, high: float) -> str:
+    """`0.740–0.880`, `−0.120 to 0.300`."""
+    return f"{number_text(low)}{'–' if low >= 0 else ' to '}{number_text(high)}"
+
+
+def interval_text(value: float, low: float, high: float) -> str:
     """`0.81 (0.74–0.88)`; an absent bound leaves the interval out."""
     if math.isnan(low) or math.isnan(high):
-        return f"{value:.{digits}f}"
-    return f"{value:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+        return f"{value:.2f}"
+    return f"{value:.2f} ({low:.2f}–{high:.2f})"

@@ -21,6 +21,11 @@ from preprocessing.artefacts import whole_file
 from preprocessing.errors import CohortError
 
 PARTS = ("train", "validation", "test")
+DEALS = 10  # of folds, before classes as rare as some label's are said not to be divisible
+OF_SUPPLIED = "correct the split files, or merge or drop the class, or leave the label out"
+OF_DEALT = (
+    "use another split.seed or fewer folds, or merge or drop the class, or leave the label out"
+)
 
 
 @dataclass(frozen=True)
@@ -79,14 +84,16 @@ def make_splits(
     *,
     groups: pd.Series | None = None,
     supplied: Sequence[SuppliedFold] | None = None,
+    classes: pd.Series | None = None,
     data: str = "",
 ) -> tuple[Splits, dict[str, list[str]]]:
     """The folds that `config` asks for, over the patients of `bags` (as Cohort.bags makes them),
-    and what of supplied folds did not match.
+    and what of supplied folds did not match, or why folds were dealt anew.
 
     Each of the `candidates` gives every bag a stratum; the first is taken whose every stratum has
     enough units for all parts. `groups`: patient -> a value that is never divided between parts.
-    Raises CohortError where the cohort is too small or a supplied fold leaks.
+    `classes`: patient -> its classes, which `refuse_unlike_classes` asks for in every fold. Raises
+    CohortError where the cohort is too small or a supplied fold leaks.
     """
 
     def units(patients: Collection[str]) -> Units:
@@ -94,33 +101,49 @@ def make_splits(
         strata = [candidate[mine] for candidate in candidates]
         return Units.of(bags[mine], strata, groups=groups, name=config.group or "patient")
 
-    notes: dict[str, list[str]] = {}
     if config.scheme == "supplied":
         translated, notes = to_patients(supplied or (), bags)
-        folds = _supplied_folds(units, translated, config)
+        splits = Splits(tuple(_supplied_folds(units, translated, config)), data)
+        if classes is not None:
+            refuse_unlike_classes(splits, classes)
     else:
-        deal = _kfolds if config.scheme == "kfold" else _monte_carlo_folds
-        folds = deal(units(bags["patient_id"]), config)
-    splits = Splits(tuple(folds), data)
+        folds, notes = _dealt(units(bags["patient_id"]), config, classes)
+        splits = Splits(tuple(folds), data)
     if groups is not None:
         refuse_shared_groups(splits, groups)
     return splits, notes
 
 
-def _kfolds(units: Units, config: SplitConfig) -> list[Fold]:
+def _dealt(
+    units: Units, config: SplitConfig, classes: pd.Series | None
+) -> tuple[list[Fold], dict[str, list[str]]]:
+    """The first deal in which all folds train on the same classes; a note of those before it."""
+    deal = _kfolds if config.scheme == "kfold" else _monte_carlo_folds
+    refused: list[str] = []
+    for number in range(DEALS):
+        folds = deal(units, config, number)
+        unlike = None if classes is None else _unlike_classes(Splits(tuple(folds)), classes)
+        if unlike is None:
+            told = "deal(s) of the folds refused, and the folds dealt anew from split.seed"
+            return folds, {told: refused} if refused else {}
+        refused.append(unlike)
+    raise CohortError(f"in none of {DEALS} deals of the folds: {refused[0]}; {OF_DEALT}")
+
+
+def _kfolds(units: Units, config: SplitConfig, deal: int) -> list[Fold]:
     made = []
     for repeat in range(config.repeats):
-        rng = np.random.default_rng((config.seed, repeat))
+        rng = np.random.default_rng((config.seed, repeat, deal))
         tests = deal_folds(units, config.folds, rng)
         made += [_fold(units, test, config, rng=rng, repeat=repeat) for test in tests]
     return made
 
 
-def _monte_carlo_folds(units: Units, config: SplitConfig) -> list[Fold]:
+def _monte_carlo_folds(units: Units, config: SplitConfig, deal: int) -> list[Fold]:
     """Every draw is a repeat of its own: their test parts may share patients."""
     made = []
     for draw in range(config.folds):
-        rng = np.random.default_rng((config.seed, draw))
+        rng = np.random.default_rng((config.seed, draw, deal))
         what = f"draws of test_share {config.test_share}"
         test = deal_share(units, config.test_share, leave=2, what=what, rng=rng)
         made.append(_fold(units, test, config, rng=rng, repeat=draw))
@@ -193,28 +216,33 @@ def refuse_shared_groups(splits: Splits, groups: pd.Series) -> None:
 
 
 def refuse_unlike_classes(splits: Splits, classes: pd.Series) -> None:
-    """Refuses folds that train on different classes, or that judge by a class they do not train on.
-
-    `classes`: patient -> the set of classes of its bags.
+    """Refuses supplied folds that train on different classes, or that judge by a class they do not
+    train on. `classes`: patient -> the set of classes of its bags.
     """
+    unlike = _unlike_classes(splits, classes)
+    if unlike is not None:
+        raise CohortError(f"{unlike}; {OF_SUPPLIED}")
+
+
+def _unlike_classes(splits: Splits, classes: pd.Series) -> str | None:
+    """The first fold that trains on other classes than it is judged by, or than fold 0 does."""
     first: set[str] = set()
     for number, fold in enumerate(splits.folds):
         held = {part: set().union(*classes[list(ids)]) for part, ids in fold.parts().items()}
         for part in ("validation", "test"):
             unknown = sorted(held[part] - held["train"])
             if unknown:
-                raise CohortError(
+                return (
                     f"fold {number}: class(es) {named(unknown)} stand in its {part} part, but no "
-                    f"training patient has them, only {named(sorted(held['train']))}; correct the "
-                    "split files, or merge or drop the class"
+                    f"training patient has them, only {named(sorted(held['train']))}"
                 )
         first = first or held["train"]
         if held["train"] != first:
-            raise CohortError(
+            return (
                 f"fold {number} trains on the classes {named(sorted(held['train']))}, fold 0 on "
-                f"{named(sorted(first))}: one table of results needs the same classes in every "
-                "fold; correct the split files, or merge or drop the rare class"
+                f"{named(sorted(first))}: one table of results needs the same classes in every fold"
             )
+    return None
 
 
 def copied_slides(patient_of: Mapping[str, str], fingerprint_of: Mapping[str, str]) -> list[str]:

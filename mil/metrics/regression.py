@@ -49,7 +49,11 @@ def pearson(observed: ArrayLike, predicted: ArrayLike, strata: ArrayLike) -> flo
 
 
 def spearman(observed: ArrayLike, predicted: ArrayLike, strata: ArrayLike) -> float:
-    """`pearson` of the ranks within strata, ties at their mean rank."""
+    """`pearson` of the ranks within strata, ties at their mean rank, as shares of the stratum.
+
+    Ranks of n rows spread by n: as they are, the sums of squares of a stratum would grow with n^3,
+    and the largest would decide. Of their shares rank / n every row weighs about the same.
+    """
     truth, answer = _within(*_both(observed, predicted), strata, ranked=True)
     return _correlation(truth, answer)
 
@@ -71,7 +75,7 @@ def _both(observed: ArrayLike, predicted: ArrayLike) -> tuple[Floats, Floats]:
 def _within(
     truth: Floats, answer: Floats, strata: ArrayLike, *, ranked: bool
 ) -> tuple[Floats, Floats]:
-    """Deviations from the mean, or from the mean rank, of each row's stratum."""
+    """Deviations from the mean, or of rank / n from its mean, of each row's stratum of n."""
     labels = np.asarray(strata)
     if labels.shape != truth.shape:
         raise CohortError(
@@ -82,7 +86,7 @@ def _within(
         rows = labels == one
         for values, deviations in zip((truth[rows], answer[rows]), found, strict=True):
             if np.ptp(values) > 0:  # the mean of equal values may round beside them
-                used = rankdata(values) if ranked else values
+                used = rankdata(values) / len(values) if ranked else values
                 deviations[rows] = used - used.mean()
     return found[0], found[1]
 

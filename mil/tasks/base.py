@@ -52,7 +52,8 @@ class Task(ABC):
     def labels(self, encoded: Tensor) -> Tensor | None:  # noqa: ARG002 - most tasks have no classes
         """(bags, outputs) bool: the classes of each bag, in the order of the logits.
 
-        Several labels: those known to be positive. None where the task has no classes.
+        Several labels: those known to be positive; to a method an unknown label looks like an
+        absent one. None where the task has no classes.
         """
         return None
 

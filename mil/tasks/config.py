@@ -1,4 +1,7 @@
-"""Configuration of the tasks; columns are named by the user, never guessed. Needs no torch."""
+"""Configuration of the tasks: classification, several labels, regression and survival.
+
+Columns are named by the user, never guessed. Needs no torch.
+"""
 
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, Self
@@ -83,7 +86,7 @@ class MultilabelConfig(Section):
 
     name: Literal["multilabel"] = "multilabel"
     labels: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        min_length=2, description="columns with 1 = yes, 0 = no, empty = unknown"
+        description="two or more columns with 1 = yes, 0 = no, empty = unknown"
     )
     positive: str | None = Field(
         default=None, description="label that heatmaps show evidence for; None: the first"
@@ -100,6 +103,17 @@ class MultilabelConfig(Section):
 
     @model_validator(mode="after")
     def _labels_hold_together(self) -> Self:
+        if len(self.labels) < 2:
+            raise ValueError(
+                f"labels: one label is a classification: write name: classification and label, "
+                f"got {list(self.labels)}"
+            )
+        digits = [name for name in self.labels if name.isdigit()]
+        if digits:  # brier_1 is the Brier score at the first horizon
+            raise ValueError(
+                f"labels: a number is no name, for results are called by it (auroc_EGFR), got "
+                f"{digits}; rename the column in the label table"
+            )
         if len(set(self.labels)) < len(self.labels):
             raise ValueError(f"labels: expected different columns, got {list(self.labels)}")
         if self.positive is not None and self.positive not in self.labels:

@@ -8,8 +8,14 @@ import pandas as pd
 from mil.config_messages import meant
 from mil.decisions import SET_SEPARATOR
 from mil.tasks.build import fit_task
-from mil.tasks.columns import class_names, named, survival_columns
-from mil.tasks.config import ClassificationConfig, Kind, SurvivalTarget, TaskConfig
+from mil.tasks.columns import class_names, label_values, named, survival_columns
+from mil.tasks.config import (
+    ClassificationConfig,
+    Kind,
+    MultilabelConfig,
+    SurvivalTarget,
+    TaskConfig,
+)
 from preprocessing.errors import CohortError
 
 
@@ -98,8 +104,21 @@ def _refuse_several(section: Question, target: ClassificationConfig, classes: li
         )
 
 
+def _refuse_labels(section: Question, target: MultilabelConfig, bags: pd.DataFrame) -> None:
+    values = label_values(bags, target.labels)
+    for name, known in zip(target.labels, values.T, strict=True):
+        yes, no = int((known == 1).sum()), int((known == 0).sum())
+        if not yes or not no:
+            raise CohortError(
+                f"column {name!r} of {len(bags)} {section.bag}s: {yes} yes, {no} no, "
+                f"{len(bags) - yes - no} unknown: nothing tells yes from no; leave it out of "
+                "target.labels, or add cases of the other answer"
+            )
+
+
 # What fitting a task does not refuse by itself, or says less well.
 _REFUSALS: dict[Kind, Callable[..., None]] = {
     "classification": _refuse_classes,
+    "multilabel": _refuse_labels,
     "survival": _refuse_late_times,
 }

@@ -2,11 +2,13 @@
 
     loss = 1/K sum over the K known (bag i, label l) of  w_l(y_il) * -log sigmoid(+-l_il)
            + for y = 1, - for y = 0;  w = 1, or known cases of l / (2 * cases of l with this y)
-    probability of l = sigmoid(l_il / T_l)     T_l fitted on validation (Guo et al. 2017)
+    probability of l = sigmoid(l_il / T_l)     T_l fitted on validation (Guo et al. 2017); 1 where
+                                               all known validation cases of l are alike
     evidence = l_p / T_p                       p the positive label: its log-odds
 
 Labels do not exclude each other, so that their probabilities do not sum to 1. An unknown label (NaN
-among the targets) is in no loss, no temperature and no weight.
+among the targets) is in no loss, no temperature and no weight. A model trained with balanced
+weights answers for a cohort in which every label has a prevalence of 50 %.
 """
 
 from typing import Any, Self
@@ -66,12 +68,18 @@ class MultilabelTask(Task):
         return cls(config.labels, positive=config.positive, weights=weights)
 
     def completed(self, training: Answers, validation: Answers) -> Self:  # noqa: ARG002 - no use
-        """With the temperature of each label that suits the validation answers."""
+        """With the temperature of each label that suits the validation answers.
+
+        It stays 1 where these know no case or one answer alone: that would make it ever surer.
+        """
         logits = validation.logits.detach().cpu().double().numpy()
         truth = validation.encoded.cpu().numpy()
         temperatures = []
         for place in range(self.outputs):
             known = ~np.isnan(truth[:, place])
+            if len(np.unique(truth[known, place])) < 2:
+                temperatures.append(1.0)
+                continue
             yes = logits[known, place]
             # softmax of (0, l) is sigmoid(l)
             both = np.stack([np.zeros_like(yes), yes], axis=1)

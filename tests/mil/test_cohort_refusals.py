@@ -30,6 +30,10 @@ from preprocessing.errors import CohortError
             r"slides of one patient disagree on y: 007 \(a, b\); .*max .* or aggregate: none",
         ),
         (
+            "slide_id,y\ns1,a\ns2,b\ns3,c\n",
+            r"disagree on y: .* with aggregate: none \(slides for themselves\)$",
+        ),
+        (
             "slide_id,y\na/s1.svs,a\ns9,b\n",
             r"1 would match but for folder or file ending \('a/s1.svs' in the table.*: "
             r"set labels\.bare_ids: true, which strips them from the table's slide ids$",
@@ -87,7 +91,7 @@ def test_own_table_with_file_names(tmp_path):
 
 def test_slides_of_a_patient_may_not_differ_in_follow_up(tmp_path):
     config = labels(tmp_path, "slide_id,time,event\ns1,3,1\ns2,4,1\n")
-    with pytest.raises(CohortError, match=r"time and event: 007 \(3, 4; 1\); .*one value$"):
+    with pytest.raises(CohortError, match=r"disagree on time: 007 \(3, 4\); .*one value$"):
         read_cohort(ROWS, config, SURVIVAL.columns, patient_target=True)
 
 

@@ -56,9 +56,10 @@ def clone(tmp_path, monkeypatch) -> Path:
     (root / "Snakefile").write_text(
         "OUT = config['output']\n"
         "rule table:\n"
-        "    output: OUT + '/evaluation/{task}/comparison_table.csv'\n"
-        "    shell: 'test {wildcards.task} != broken && touch {output} && '\n"
-        "        'echo table of {wildcards.task} > $(dirname {output})/comparison_table.md'\n"
+        "    output: OUT + '/evaluation/{task}/comparison_table.csv',\n"
+        "        OUT + '/evaluation/{task}/comparison_table.md'\n"
+        "    shell: 'test {wildcards.task} != broken && touch {output[0]} && '\n"
+        "        'echo table of {wildcards.task} > {output[1]}'\n"
     )
     monkeypatch.setattr(workflow, "ROOT", root)
     monkeypatch.chdir(tmp_path)
@@ -116,6 +117,9 @@ def test_tables_of_the_asked_tasks_are_printed_and_the_exit_code_is_snakemakes(
     assert out == "table of two\n\n"
     assert "rule table:" in err
     assert not (tmp_path / "out/evaluation/one").exists()
+    (tmp_path / "out/evaluation/two/comparison_table.md").unlink()
+    assert main([*given, "--task", "two"]) == 0
+    assert capfd.readouterr().out == "table of two\n\n"
     assert main([*given, "--cores", "2"]) == 1
     assert capfd.readouterr().out == ""  # one failed: the others are made, but nothing is shown
     assert (tmp_path / "out/evaluation/one/comparison_table.md").is_file()

@@ -64,6 +64,10 @@ def test_resolved_configuration_is_the_same_study():
             changed("mil", "methods", value={"x": {"name": "acmil", "brances": 3}}),
             r"brances: unknown key; did you mean 'branches'\?",
         ),
+        (
+            changed("preprocessing", "grid", value={"mpp": 0.5, "patience": 3}),
+            r"grid\.patience: unknown key(?!; did you mean 'patience')",
+        ),
         (changed("mil", "labels", value=None), "tasks are configured but `labels` names no table"),
         (changed("mil", "methods", value={}), "`tasks` and `methods` go together"),
         ([1, 2], r"\(top level\): expected a section \(keys and values\), got \[1, 2\]"),

@@ -62,9 +62,28 @@ def test_several_folds_are_compared_within_themselves():
     ranks = [np.empty(len(fold)), np.empty(len(fold))]
     for one in range(4):
         for values, place in zip((observed, predicted), ranks, strict=True):
-            place[fold == one] = rankdata(values[fold == one])
+            place[fold == one] = rankdata(values[fold == one]) / (fold == one).sum()
     partial = pearsonr(residuals(ranks[0], dummies), residuals(ranks[1], dummies))[0]
     assert regression.spearman(observed, predicted, fold) == pytest.approx(partial)
+
+
+def test_a_large_fold_weighs_by_its_rows_and_not_by_their_cube():
+    """60 rows without any correlation beside four folds of 15 with one of 0.8."""
+    rng = np.random.default_rng(0)
+    sizes, aims = (60, 15, 15, 15, 15), (0.0, 0.8, 0.8, 0.8, 0.8)
+    observed, predicted = [], []
+    for size, aim in zip(sizes, aims, strict=True):
+        own = np.arange(size, dtype=float)
+        share = 1.0 if aim else 0.0
+        mixed = [share * own + 0.75 * rng.permutation(size) for _ in range(300)]
+        observed.append(own)
+        predicted.append(min(mixed, key=lambda ranks: abs(spearmanr(own, ranks)[0] - aim)))
+    each = [spearmanr(*pair)[0] for pair in zip(observed, predicted, strict=True)]
+    assert each == pytest.approx(aims, abs=0.01)
+    found = regression.spearman(
+        np.concatenate(observed), np.concatenate(predicted), np.repeat(range(5), sizes)
+    )
+    assert found == pytest.approx(np.average(each, weights=sizes), abs=0.01)
 
 
 def test_models_that_know_the_training_mean_alone_have_no_correlation():

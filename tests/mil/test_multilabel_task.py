@@ -45,8 +45,11 @@ def logits_of(n: int = 60, seed: int = 1) -> torch.Tensor:
 
 
 def test_labels_of_a_configuration_hold_together():
-    with pytest.raises(ValidationError, match="at least 2 items"):
-        MultilabelConfig(labels=("EGFR",))
+    for few in (("EGFR",), ()):
+        with pytest.raises(ValidationError, match="labels: one label is a classification: write"):
+            MultilabelConfig(labels=few)
+    with pytest.raises(ValidationError, match=r"a number is no name, .* got \['1'\]; rename"):
+        MultilabelConfig(labels=("EGFR", "1"))
     with pytest.raises(ValidationError, match="expected different columns"):
         MultilabelConfig(labels=("EGFR", "EGFR"))
     with pytest.raises(ValidationError, match="positive: 'BRAF' is not one of the labels"):
@@ -145,11 +148,11 @@ def test_every_label_has_its_own_temperature():
     assert done.evidence_name == "log-odds of TP53"
 
 
-def test_a_label_that_validation_does_not_know_keeps_its_probabilities():
-    logits = logits_of(8).detach()
-    unknown = torch.full((8, 3), torch.nan)
-    done = MultilabelTask(LABELS).completed(Answers(logits, unknown), Answers(logits, unknown))
-    assert done.temperatures == pytest.approx((1, 1, 1), abs=1e-6)
+@pytest.mark.parametrize("known", [torch.nan, 0.0, 1.0])
+def test_a_label_of_which_validation_tells_nothing_or_one_answer_keeps_its_probabilities(known):
+    logits = logits_of(8).detach() + (1 if known == 1 else -1)  # a fit would make it surer
+    answers = Answers(logits, torch.full((8, 3), known))
+    assert MultilabelTask(LABELS).completed(answers, answers).temperatures == (1, 1, 1)
 
 
 @pytest.mark.parametrize("weighted", ["none", "balanced"])

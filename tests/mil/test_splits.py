@@ -248,6 +248,40 @@ def test_every_fold_trains_on_the_same_classes_and_judges_by_no_other():
     unknown = Fold(("a1", "b1"), ("a2",), ("c1",))
     with pytest.raises(CohortError, match=r"fold 0: class\(es\) c stand in its test part"):
         refuse_unlike_classes(Splits((unknown,)), classes)
+    bags = bag_table([(patient, patient[0]) for patient in classes.index])
+    given = [supplied_fold("a1", "a2", "c1")]
+    with pytest.raises(CohortError, match=r"class\(es\) c stand in its test .* the split files"):
+        make_splits(bags, [bags["label"]], SUPPLIED, supplied=given, classes=classes)
     other = Fold(("a2", "b2"), ("b1",), ("a1",))
-    with pytest.raises(CohortError, match=r"fold 1 trains on the classes a, b, fold 0 on a, b, c"):
+    told = r"fold 1 trains on the classes a, b, fold 0 on a, b, c: .*; correct the split files, or"
+    with pytest.raises(CohortError, match=told):
         refuse_unlike_classes(Splits((whole, other)), classes)
+
+
+def test_dealt_folds_that_lack_a_class_are_dealt_anew_and_a_lone_patients_class_is_refused():
+    """Balanced by `label` alone, as many labels are; two patients have the rare class."""
+    bags = bag_table([(f"p{i:02}", "ab"[i % 2]) for i in range(24)])
+    config = SplitConfig(folds=3)
+    plain = make_splits(bags, [bags["label"]], config)[0]
+    patients = pd.Index(bags["patient_id"])
+
+    def held(*rare: str) -> pd.Series:
+        return pd.Series([{"x", *("rare",) * (p in rare)} for p in patients], patients)
+
+    lone = plain.folds[1].test[0]
+    beside = plain.folds[1].test[1]  # both stand in one test part: none is left to train on
+    rare = held(lone, beside)
+    with pytest.raises(CohortError, match=r"class\(es\) rare stand in its test part"):
+        refuse_unlike_classes(plain, rare)
+    splits, notes = make_splits(bags, [bags["label"]], config, classes=rare)
+    refuse_unlike_classes(splits, rare)
+    ((told, refused),) = notes.items()
+    assert told.startswith("deal(s) of the folds refused")
+    assert "class(es) rare stand in its test part" in refused[0]
+    again = make_splits(bags, [bags["label"]], config, classes=rare)
+    assert again == (splits, notes)
+    assert make_splits(bags, [bags["label"]], config, classes=held()) == (plain, {})
+    told = r"in none of 10 deals of the folds: .*rare.*; use another split\.seed or fewer folds"
+    with pytest.raises(CohortError, match=told) as caught:
+        make_splits(bags, [bags["label"]], config, classes=held(lone))
+    assert "split files" not in str(caught.value)

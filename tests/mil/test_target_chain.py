@@ -16,7 +16,7 @@ from target_fakes import LABELS, TARGETS, targets_study, write_targets
 from mil.checkpoint import load_checkpoint
 from mil.config import StudyConfig
 from mil.data import data_digest, splits_path, task_cohort
-from mil.ensemble import predict_cohort
+from mil.ensemble import applied_dir, predict_cohort
 from mil.evaluation.compare import compare_answerers
 from mil.evaluation.evaluate import evaluate_answerer, evaluate_applied
 from mil.evaluation.held_out import evaluation_dir
@@ -72,7 +72,8 @@ def test_from_sealed_predictions_to_the_report(study):
     assert set(ANSWERS[task]) < set(painted.columns)
     if task == "mutations":
         assert figures == {"roc", "precision_recall", "calibration"}
-        assert set(pairs["metric"]) == {"auroc", "auprc", "brier"}
+        of_labels = {f"auroc_{name}" for name in LABELS}
+        assert set(pairs["metric"]) == {"auroc", "auprc", "brier"} | of_labels
         assert "Several labels, each yes or no: EGFR , KRAS ; heatmaps show EGFR" in text
         assert "AUROC, KRAS" in text
         assert "Temperature and threshold of each label" in text
@@ -179,6 +180,45 @@ def test_labels_of_which_nobody_is_known_are_no_obstacle(study, tmp_path):
     metrics = evaluate_applied(other, "mine").query("fold == 'all'").set_index("metric")
     assert metrics.loc["auroc_KRAS", "value"].isna().all()
     assert metrics.loc["auroc", "value"].notna().all()
+
+
+@pytest.mark.parametrize("study", ["mutations"], indirect=True)
+def test_what_another_archive_does_not_tell_of_one_label_leaves_the_others(study, tmp_path):
+    write_targets(tmp_path, patients=16, prefix="q")
+    labels = pd.read_csv(tmp_path / "labels.csv", dtype=str)
+    models = str(checkpoint(study, 0).parents[2])
+    other = study_of(tmp_path, tasks={}, methods={}, apply={"mine": models})
+
+    def told(table: pd.DataFrame) -> list[str]:
+        table.to_csv(tmp_path / "labels.csv", index=False)
+        predict_cohort(other, "mine")
+        return json.loads((applied_dir(other, "mine") / "fitted.json").read_text())["notes"]
+
+    (note,) = told(labels.drop(columns="KRAS"))
+    assert note.startswith("KRAS: unknown of everyone, ")
+    assert "has no such column; if it has one under another name, rename that" in note
+    metrics = evaluate_applied(other, "mine").query("fold == 'all' and level == 'patient'")
+    values = metrics.set_index("metric")["value"]
+    assert np.isnan(values["auroc_KRAS"])
+    assert values["auroc"] == values["auroc_EGFR"] > 0
+
+    differing = labels.copy()
+    for slide_id, name in (("q0-1", "EGFR"), ("q1-1", "KRAS"), ("q2-1", "KRAS")):
+        mine = differing["slide_id"] == slide_id
+        differing.loc[mine, name] = differing.loc[mine, name].map({"0": "1", "1": "0"})
+    slides = differing.groupby(differing["slide_id"].str.split("-").str[0])[list(LABELS)].nunique()
+    torn = {name: slides.index[slides[name] > 1].tolist() for name in LABELS}
+    assert all(torn.values())
+    notes = told(differing)
+    assert notes == [
+        f"{len(ids)} patients are left without {name}, since their slides disagree on it: "
+        f"{', '.join(ids)}"
+        for name, ids in torn.items()
+    ]
+    (note,) = told(labels.drop(columns=list(LABELS)))
+    assert note.startswith("no metrics: ")
+    assert "has no column EGFR, KRAS" in note
+    assert evaluate_applied(other, "mine") is None
 
 
 @pytest.mark.parametrize("task", list(TARGETS))

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from cohort_fakes import ROWS, labels
+from cohort_fakes import ROWS, SURVIVAL, labels
 from target_fakes import label_rows, value_rows
 
 from mil.cohorts.cohort import Cohort, read_cohort
@@ -96,8 +96,25 @@ def test_one_known_label_is_enough_and_none_is_reported(tmp_path):
 
 def test_a_patient_whose_slides_disagree_on_one_label_is_refused(tmp_path):
     config = labels(tmp_path, "slide_id,EGFR,KRAS\ns1,1,0\ns2,1,1\ns3,0,\n")
-    with pytest.raises(CohortError, match="slides of one patient disagree on EGFR and KRAS: 007"):
+    told = r"disagree on KRAS: 007 \(0, 1\); .* \(bag: slide\) with aggregate: none \(slides"
+    with pytest.raises(CohortError, match=told):
         read_cohort(ROWS, config, MUTATIONS.columns, patient_target=True, target=MUTATIONS)
+
+
+def test_values_are_compared_as_numbers(tmp_path):
+    """Of the slides of a patient, and of repeated rows of a slide."""
+    text = "slide_id,hrd\ns1,48.50\ns2,4.85e1\ns2,48.5\ns3,7.0\n"
+    given = {"patient_target": True, "target": SCORE}
+    cohort = read_cohort(ROWS, labels(tmp_path, text), SCORE.columns, **given)
+    assert cohort.slides["hrd"].tolist() == ["48.5", "48.5", "7"]
+    two = labels(tmp_path, "slide_id,hrd\ns1,48.50\ns2,48.51\n")
+    told = r"disagree on hrd: 007 \(48\.5, 48\.51\); .* with aggregate: none"
+    with pytest.raises(CohortError, match=told) as caught:
+        read_cohort(ROWS, two, SCORE.columns, **given)
+    assert "max" not in str(caught.value)
+    follow_up = labels(tmp_path, "slide_id,time,event\ns1,3.50,1\ns2,3.5,1\n")
+    cohort = read_cohort(ROWS, follow_up, SURVIVAL.columns, patient_target=True, target=SURVIVAL)
+    assert cohort.slides["time"].tolist() == ["3.5", "3.5"]
 
 
 @pytest.mark.parametrize(
@@ -132,8 +149,14 @@ def test_values_are_described_in_their_unit(tmp_path):
 
 def test_what_training_would_refuse_is_refused_before_folds():
     bags = pd.DataFrame({"EGFR": ["1", "1", None], "KRAS": ["0", "1", "1"], "hrd": ["7"] * 3})
-    with pytest.raises(CohortError, match=r"not even the whole cohort .*'EGFR': 2 .* 0 are 0"):
+    told = r"^column 'EGFR' of 3 slides: 2 yes, 0 no, 1 unknown: .* leave it out of target\.labels"
+    with pytest.raises(CohortError, match=told) as caught:
         refuse_impossible(TaskSection(target=MUTATIONS), bags)
+    assert "fold" not in str(caught.value)
+    with pytest.raises(CohortError, match=r"'KRAS' of 3 slides: 0 yes, 3 no, 0 unknown"):
+        refuse_impossible(
+            TaskSection(target=MUTATIONS), bags.assign(EGFR=["1", "0", None], KRAS="0")
+        )
     with pytest.raises(CohortError, match=r"not even the whole cohort .* all 3 .* the value 7"):
         refuse_impossible(TaskSection(target=SCORE), bags)
 

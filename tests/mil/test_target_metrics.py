@@ -96,6 +96,15 @@ def test_a_label_of_one_answer_is_left_out_of_the_mean_and_named():
     assert unknown["value"].isna().all()
 
 
+def test_where_a_label_had_no_threshold_is_noted_beside_what_was_called():
+    table = label_rows()
+    table.loc[table["fold"] == 2, "threshold_KRAS"] = np.nan
+    rows = overall(table, MUTATIONS)
+    told = "no threshold in 1 of 4 folds: called from 0.5 on"
+    assert rows.loc[["sensitivity_KRAS", "specificity_KRAS"], "note"].tolist() == [told] * 2
+    assert rows.loc[["sensitivity_EGFR", "auroc_KRAS", "brier_KRAS"], "note"].tolist() == [""] * 3
+
+
 def test_perfect_answers_have_an_interval_of_their_own_cases():
     table = label_rows()
     sure = (table["KRAS"] == "1").astype(float) * 0.98 + 0.01
