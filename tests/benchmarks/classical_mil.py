@@ -84,7 +84,7 @@ def _right(bags, labels, fold, config, train, seed) -> NDArray[np.bool_]:
         {
             "patient_id": list(tiles),
             "slide_ids": [(b,) for b in tiles],
-            "label": labels.astype(str),
+            "label": np.where(labels == 1, "positive", "negative"),
         },
         index=list(tiles),
     )

@@ -1,4 +1,7 @@
-"""The methods that the benchmarks compare, at widths that suit small features."""
+"""The methods that the benchmarks compare, at widths that suit small features.
+
+Bags are labelled `negative` or `positive`.
+"""
 
 from mil.models.config import (
     AbmilConfig,
@@ -33,5 +36,5 @@ METHODS: dict[str, MethodConfig] = {
     "mhim_v2": MhimConfig(**ATTENTION, preset="v2"),
     "mhim_transmil": MhimTransmilConfig(**WIDTH),
     "mhim_dsmil": MhimDsmilConfig(**WIDTH, query_dim=32),
-    "ins": InsConfig(**WIDTH),
+    "ins": InsConfig(**WIDTH, negative="negative"),
 }
