@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Training passes of abmil, acmil and mhim, in turn with the loops that the field publishes "
-        "and with the bare matrix products; ratios are of medians. Takes some minutes on a CPU."
+        "and with the bare matrix products; ratios are medians over turns. Some minutes on a CPU."
     )
     parser.add_argument("what", choices=["train"])
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
