@@ -11,6 +11,7 @@ Differs from the published code: a masked score is -inf, not -1e9, which half pr
 masks come from an explicit generator; a bag that would be masked whole keeps one tile per branch.
 """
 
+from abc import abstractmethod
 from typing import Literal
 
 import torch
@@ -68,7 +69,70 @@ def diversity_loss(attention: Tensor, segments: Segments) -> Tensor:
     return (unit @ unit.mT)[:, first, second].mean(dim=1)
 
 
-class Acmil(MilMethod):
+class BranchedMethod(MilMethod):
+    """What both forms of ACMIL share: masked scores of several branches, their heads and penalty.
+
+    `rows` of scores a tile has: the branches, times the heads of multi-head attention.
+    """
+
+    embedding: Embedding
+
+    def __init__(self, *, rows: int, top_k: int, drop: float, mode: StkimMode) -> None:
+        super().__init__()
+        self.rows = rows
+        self.top_k = top_k
+        self.drop = drop
+        self.mode: StkimMode = mode
+
+    @abstractmethod
+    def scores(self, embedded: Tensor) -> Tensor:
+        """(T, hidden) -> (rows, T) before the softmax."""
+
+    @abstractmethod
+    def slide_logits(self, pooled: Pooled) -> Tensor:
+        """(bags, outputs), of the branches' mean attention."""
+
+    @abstractmethod
+    def branch_logits(self, pooled: Pooled) -> list[Tensor]:
+        """(bags, outputs) of each branch; empty where there is one branch alone."""
+
+    @abstractmethod
+    def diversity(self, attention: Tensor, segments: Segments) -> Tensor:
+        """How alike the branches' attention (rows, T) is: (bags,)."""
+
+    def forward(self, bag: Tensor) -> BagOutput:
+        embedded = self.embedding(bag)
+        pooled = attention_pool(self.scores(embedded), embedded, Segments.one(bag))
+        return BagOutput(
+            logits=self.slide_logits(pooled)[0],
+            scores=pooled.scores,
+            attention=pooled.attention.mean(dim=0),
+        )
+
+    def training_output(self, bags: Bags, step: Step) -> TrainingOutput:
+        draws = stkim_draws(self.rows, bags.segments, top_k=self.top_k, generator=step.generator)
+        return self.masked_output(bags, draws)
+
+    def masked_output(self, bags: Bags, draws: Tensor) -> TrainingOutput:
+        """`training_output` under given draws (rows, bags, k) of STKIM."""
+        embedded = self.embedding(bags.tiles)
+        scores = self.scores(embedded)
+        masked = stkim_mask(scores, draws, bags.segments, drop=self.drop, mode=self.mode)
+        scores = scores.masked_fill(masked, -torch.inf)
+        return self.heads(attention_pool(scores, embedded, bags.segments), bags.segments)
+
+    def heads(self, pooled: Pooled, segments: Segments) -> TrainingOutput:
+        """Slide head (weight 1), branch heads (1/K each), and the diversity loss as the penalty."""
+        slide, branches = self.slide_logits(pooled), self.branch_logits(pooled)
+        if not branches:
+            return TrainingOutput.one_head(slide)
+        heads = torch.stack([slide, *branches])
+        weights = heads.new_full((len(heads),), 1 / len(branches))
+        weights[0] = 1
+        return TrainingOutput(heads, weights, penalty=self.diversity(pooled.attention, segments))
+
+
+class Acmil(BranchedMethod):
     def __init__(
         self,
         dim: int,
@@ -83,7 +147,7 @@ class Acmil(MilMethod):
         activation: Activation,
         dropout: float,
     ) -> None:
-        super().__init__()
+        super().__init__(rows=branches, top_k=top_k, drop=drop, mode=mode)
         self.embedding = Embedding(
             dim, hidden_dim, bias=False, activation=activation, dropout=dropout
         )
@@ -94,51 +158,21 @@ class Acmil(MilMethod):
             nn.Linear(hidden_dim, outputs) for _ in range(branches if branches > 1 else 0)
         )
         self.slide_classifier = nn.Linear(hidden_dim, outputs)
-        self.top_k = top_k
-        self.drop = drop
-        self.mode: StkimMode = mode
 
-    def forward(self, bag: Tensor) -> BagOutput:
-        embedded = self.embedding(bag)
-        pooled = attention_pool(self.attention(embedded), embedded, Segments.one(bag))
-        return BagOutput(
-            logits=self._slide_logits(pooled)[0],
-            scores=pooled.scores,
-            attention=pooled.attention.mean(dim=0),
-        )
+    def scores(self, embedded: Tensor) -> Tensor:
+        return self.attention(embedded)
 
-    def training_output(self, bags: Bags, step: Step) -> TrainingOutput:
-        rows = self.attention.branches
-        draws = stkim_draws(rows, bags.segments, top_k=self.top_k, generator=step.generator)
-        return self.masked_output(bags, draws)
+    def slide_logits(self, pooled: Pooled) -> Tensor:
+        # mean_i z_i = sum_n abar_n h_n, without a second pass over the tiles
+        return self.slide_classifier(pooled.features.mean(dim=1))
 
-    def masked_output(self, bags: Bags, draws: Tensor) -> TrainingOutput:
-        """`training_output` under given draws (branches, bags, k) of STKIM."""
-        embedded = self.embedding(bags.tiles)
-        scores = self.attention(embedded)
-        masked = stkim_mask(scores, draws, bags.segments, drop=self.drop, mode=self.mode)
-        scores = scores.masked_fill(masked, -torch.inf)
-        return self.heads(attention_pool(scores, embedded, bags.segments), bags.segments)
+    def branch_logits(self, pooled: Pooled) -> list[Tensor]:
+        of_branches = enumerate(self.branch_classifiers)
+        return [classifier(pooled.features[:, i]) for i, classifier in of_branches]
 
-    def heads(self, pooled: Pooled, segments: Segments) -> TrainingOutput:
-        """Slide head (weight 1), branch heads (1/K each), and the diversity loss as the penalty."""
-        slide = self._slide_logits(pooled)
-        if not self.branch_classifiers:
-            return TrainingOutput.one_head(slide)
-        branches = [
-            classifier(pooled.features[:, i])
-            for i, classifier in enumerate(self.branch_classifiers)
-        ]
-        heads = torch.stack([slide, *branches])
-        weights = heads.new_full((len(heads),), 1 / len(branches))
-        weights[0] = 1
-        penalty = diversity_loss(pooled.attention, segments)
-        return TrainingOutput(heads=heads, weights=weights, penalty=penalty)
+    def diversity(self, attention: Tensor, segments: Segments) -> Tensor:
+        return diversity_loss(attention, segments)
 
     def tile_logits(self, bag: Tensor) -> Tensor:
         """In a one-tile bag all attention is 1, and the slide head reads the embedded tile."""
         return self.slide_classifier(self.embedding(bag))
-
-    def _slide_logits(self, pooled: Pooled) -> Tensor:
-        # mean_i z_i = sum_n abar_n h_n, without a second pass over the tiles
-        return self.slide_classifier(pooled.features.mean(dim=1))

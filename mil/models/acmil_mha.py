@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mil.models.acmil import StkimMode, diversity_loss, stkim_draws, stkim_mask
-from mil.models.base import BagOutput, Bags, MilMethod, Step, TrainingOutput
-from mil.models.layers import Activation, Embedding, Pooled, attention_pool
+from mil.models.acmil import BranchedMethod, StkimMode, diversity_loss
+from mil.models.layers import Activation, Embedding, Pooled
 from mil.models.segments import Segments
 
 
@@ -63,7 +62,9 @@ class PooledReader(nn.Module):
         return self.norm(self.dropout(self.out(values)))
 
 
-class AcmilMha(MilMethod):
+class AcmilMha(BranchedMethod):
+    """Scores have a row for each head and branch, all branches of a head together."""
+
     def __init__(
         self,
         dim: int,
@@ -79,7 +80,7 @@ class AcmilMha(MilMethod):
         dropout: float,
         attention_dropout: float,
     ) -> None:
-        super().__init__()
+        super().__init__(rows=heads * branches, top_k=top_k, drop=drop, mode=mode)
         if hidden_dim % heads:
             raise ValueError(
                 f"{heads} attention heads cannot share an embedding of width {hidden_dim}: choose "
@@ -99,32 +100,6 @@ class AcmilMha(MilMethod):
         self.slide_reader = PooledReader(hidden_dim, heads, attention_dropout)
         self.slide_classifier = nn.Linear(hidden_dim, outputs)
         self.attention_heads = heads
-        self.top_k = top_k
-        self.drop = drop
-        self.mode: StkimMode = mode
-
-    def forward(self, bag: Tensor) -> BagOutput:
-        """`scores` have a row for each head and branch, all branches of a head together."""
-        embedded = self.embedding(bag)
-        pooled = attention_pool(self.scores(embedded), embedded, Segments.one(bag))
-        return BagOutput(
-            logits=self._slide_logits(pooled)[0],
-            scores=pooled.scores,
-            attention=pooled.attention.mean(dim=0),
-        )
-
-    def training_output(self, bags: Bags, step: Step) -> TrainingOutput:
-        rows = self.attention_heads * len(self.queries)
-        draws = stkim_draws(rows, bags.segments, top_k=self.top_k, generator=step.generator)
-        return self.masked_output(bags, draws)
-
-    def masked_output(self, bags: Bags, draws: Tensor) -> TrainingOutput:
-        """`training_output` under given draws (heads * branches, bags, k) of STKIM."""
-        embedded = self.embedding(bags.tiles)
-        scores = self.scores(embedded)
-        masked = stkim_mask(scores, draws, bags.segments, drop=self.drop, mode=self.mode)
-        scores = scores.masked_fill(masked, -torch.inf)
-        return self.heads(attention_pool(scores, embedded, bags.segments), bags.segments)
 
     def scores(self, embedded: Tensor) -> Tensor:
         """(T, hidden) -> (heads * branches, T) before the softmax; a head's branches together."""
@@ -132,32 +107,27 @@ class AcmilMha(MilMethod):
         weight, bias = torch.stack(weights, dim=1), torch.stack(biases, dim=1)
         return functional.linear(embedded, weight.flatten(0, 1), bias.flatten()).T
 
-    def heads(self, pooled: Pooled, segments: Segments) -> TrainingOutput:
-        """Slide head (weight 1), branch heads (1/K each), and the diversity loss as the penalty."""
-        slide = self._slide_logits(pooled)
-        if not self.branch_classifiers:
-            return TrainingOutput.one_head(slide)
+    def slide_logits(self, pooled: Pooled) -> Tensor:
+        # the mean over branches of what they pool is what their mean attention pools
+        features = self._by_head(pooled.features, dim=1).mean(dim=2)
+        return self.slide_classifier(self.slide_reader(features))
+
+    def branch_logits(self, pooled: Pooled) -> list[Tensor]:
         features = self._by_head(pooled.features, dim=1)
         readers = zip(self.branch_readers, self.branch_classifiers, strict=True)
-        branches = [
+        return [
             classifier(reader(features[:, :, i])) for i, (reader, classifier) in enumerate(readers)
         ]
-        heads = torch.stack([slide, *branches])
-        weights = heads.new_full((len(heads),), 1 / len(branches))
-        weights[0] = 1
-        attention = self._by_head(pooled.attention, dim=0)
-        penalty = torch.stack([diversity_loss(head, segments) for head in attention]).mean(dim=0)
-        return TrainingOutput(heads=heads, weights=weights, penalty=penalty)
+
+    def diversity(self, attention: Tensor, segments: Segments) -> Tensor:
+        """The mean over heads."""
+        heads = self._by_head(attention, dim=0)
+        return torch.stack([diversity_loss(head, segments) for head in heads]).mean(dim=0)
 
     def tile_logits(self, bag: Tensor) -> Tensor:
         """In a one-tile bag all attention is 1, and the slide head reads the embedded tile."""
         embedded = self.embedding(bag)[:, None].expand(-1, self.attention_heads, -1)
         return self.slide_classifier(self.slide_reader(embedded))
-
-    def _slide_logits(self, pooled: Pooled) -> Tensor:
-        # the mean over branches of what they pool is what their mean attention pools
-        features = self._by_head(pooled.features, dim=1).mean(dim=2)
-        return self.slide_classifier(self.slide_reader(features))
 
     def _by_head(self, rows: Tensor, dim: int) -> Tensor:
         """Splits an axis of heads * branches in two."""

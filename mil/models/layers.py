@@ -74,7 +74,6 @@ class AttentionScores(nn.Module):
         self.w = nn.Linear(attention_dim, branches, bias=bias)
         self.dropout = nn.Dropout(dropout)
         self.scoring: Scoring = scoring
-        self.branches = branches
 
     def forward(self, embedded: Tensor) -> Tensor:
         """(tiles, hidden) -> (branches, tiles)."""

@@ -12,24 +12,22 @@ the mean ± standard error of five repeats.
 import argparse
 import json
 import os
-import tempfile
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from methods import METHODS
+from methods import METHODS, trained
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 
 from mil.bags import CohortFeatures, TileOrigin
 from mil.config import TrainConfig
-from mil.models.build import build_method
 from mil.models.config import MethodConfig
 from mil.tasks.build import fit_task
 from mil.tasks.config import ClassificationConfig
-from mil.training.train import Part, answer, train_method
+from mil.training.train import Part, answer
 from preprocessing.artefacts import whole_file
 
 FILES = {
@@ -90,17 +88,8 @@ def _right(bags, labels, fold, config, train, seed) -> NDArray[np.bool_]:
     )
     task = fit_task(ClassificationConfig(label="label"), table.iloc[fitted])
     parts = [Part(t, task.encode(t), features) for t in (table.iloc[fitted], table.iloc[held_out])]
-    torch.manual_seed(seed)
-    method = build_method(config, dim=features.dim, outputs=task.outputs)
-    with tempfile.TemporaryDirectory() as folder:
-        train_method(
-            method,
-            task,
-            (parts[0], parts[0]),  # stopped on what it was trained on: after all epochs
-            config=train.model_copy(update={"seed": seed}),
-            state_dir=Path(folder),
-            run_id="classical",
-        )
+    # stopped on what it was trained on: after all epochs
+    method = trained(config, task, (parts[0], parts[0]), train.model_copy(update={"seed": seed}))
     return answer(method, parts[1]).argmax(dim=1).numpy() == labels[held_out]
 
 

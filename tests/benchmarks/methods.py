@@ -3,6 +3,14 @@
 Bags are labelled `negative` or `positive`.
 """
 
+import tempfile
+from pathlib import Path
+
+import torch
+
+from mil.config import TrainConfig
+from mil.models.base import MilMethod
+from mil.models.build import build_method
 from mil.models.config import (
     AbmilConfig,
     AcmilConfig,
@@ -18,6 +26,9 @@ from mil.models.config import (
     MhimTransmilConfig,
     TransmilConfig,
 )
+from mil.tasks.base import Task
+from mil.training.parts import Part
+from mil.training.train import train_method
 
 WIDTH = {"hidden_dim": 64}
 ATTENTION = {**WIDTH, "attention_dim": 32}
@@ -38,3 +49,14 @@ METHODS: dict[str, MethodConfig] = {
     "mhim_dsmil": MhimDsmilConfig(**WIDTH, query_dim=32),
     "ins": InsConfig(**WIDTH, negative="negative"),
 }
+
+
+def trained(
+    config: MethodConfig, task: Task, parts: tuple[Part, Part], train: TrainConfig
+) -> MilMethod:
+    """A model fitted to the first of the parts, at the epoch that the second chooses."""
+    torch.manual_seed(train.seed)
+    method = build_method(config, parts[0].features.dim, task.outputs, task.classes)
+    with tempfile.TemporaryDirectory() as folder:
+        train_method(method, task, parts, config=train, state_dir=Path(folder), run_id="benchmark")
+    return method

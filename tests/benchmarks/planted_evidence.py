@@ -10,24 +10,22 @@ ABMIL.
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from methods import METHODS
+from methods import METHODS, trained
 from planted import SCENARIOS, Planted, plant
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mil.config import TrainConfig
 from mil.models.base import MilMethod
-from mil.models.build import build_method
 from mil.models.config import MethodConfig
 from mil.tasks.build import fit_task
 from mil.tasks.config import ClassificationConfig
-from mil.training.train import Part, answer, train_method
+from mil.training.train import Part, answer
 from preprocessing.artefacts import whole_file
 
 TRAIN, VALIDATION, TEST = 100, 50, 100
@@ -52,23 +50,13 @@ def run(scenario: str, config: MethodConfig, seed: int, train: TrainConfig) -> d
         name: Part(cohort.table, task.encode(cohort.table), cohort.features)
         for name, cohort in cohorts.items()
     }
-    torch.manual_seed(seed)
-    method = build_method(config, dim=cohorts["train"].features.dim, outputs=task.outputs)
-    with tempfile.TemporaryDirectory() as folder:
-        history = train_method(
-            method,
-            task,
-            (parts["train"], parts["validation"]),
-            config=train.model_copy(update={"seed": seed}),
-            state_dir=Path(folder),
-            run_id="planted",
-        )
+    fitted_on = (parts["train"], parts["validation"])
+    method = trained(config, task, fitted_on, train.model_copy(update={"seed": seed}))
     positive = (cohorts["test"].table["label"] == "positive").to_numpy()
     logits = task.evidence(answer(method, parts["test"])).numpy()
     return {
         "slide_auroc": float(roc_auc_score(positive, logits)),
         **tile_measures(method, task.evidence, cohorts["test"], positive),
-        "epochs": len(history),
     }
 
 

@@ -5,12 +5,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from golden_arrays import assert_close, tensor
 from torch.nn import functional
 
 from mil.models.abmil import Abmil
 from mil.models.base import Bags, Step
 
-TOLERANCE = 1e-10
 CLASSIFIER = {"classifier.weight": "cls_w", "classifier.bias": "cls_b"}
 GATED = {
     "embedding.linear.weight": "fc1_w",
@@ -30,15 +30,6 @@ TANH = {
     "attention.w.bias": "att_2_b",
     **CLASSIFIER,
 }
-
-
-def tensor(array):
-    return torch.from_numpy(np.asarray(array))
-
-
-def assert_close(ours, golden, what):
-    difference = float((ours.detach() - tensor(golden)).abs().max())
-    assert difference <= TOLERANCE, f"{what}: max abs difference {difference}"
 
 
 def load(shared, scoring):

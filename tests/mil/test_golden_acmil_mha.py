@@ -1,10 +1,8 @@
 """ACMIL (multi-head attention) against arrays of the published implementation (float64)."""
 
-import re
-
-import numpy as np
 import pytest
 import torch
+from golden_arrays import assert_close, bag_sizes_of, read_golden, tensor
 from torch.nn import functional
 
 from mil.models.acmil import stkim_mask
@@ -13,31 +11,18 @@ from mil.models.base import Bags
 from mil.models.layers import attention_pool
 from mil.models.segments import Segments
 
-TOLERANCE = 1e-10
 TOP_K, DROP = 10, 0.6
 READER = {"value": "v", "out": "o", "norm": "ln"}
 
 
-def tensor(array):
-    return torch.from_numpy(np.asarray(array))
-
-
-def assert_close(ours, golden, what):
-    difference = float((ours.detach() - tensor(golden)).abs().max())
-    assert difference <= TOLERANCE, f"{what}: max abs difference {difference}"
-
-
 @pytest.fixture
 def arrays(shared):
-    with np.load(shared / "golden" / "acmil_mha.npz") as archive:
-        return dict(archive)
+    return read_golden(shared, "acmil_mha.npz")
 
 
 @pytest.fixture
 def bag_sizes(arrays):
-    found = sorted(int(m[1]) for m in (re.fullmatch(r"x_(\d+)", name) for name in arrays) if m)
-    assert found
-    return found
+    return bag_sizes_of(arrays)
 
 
 def linear_names(ours, golden):

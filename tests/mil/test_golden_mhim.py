@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from golden_arrays import assert_close, read_golden, tensor
 from torch.nn import functional
 
 from mil.models.abmil import Abmil
@@ -13,7 +14,6 @@ from mil.models.mhim import Mhim, cosine_schedule
 from mil.models.mhim_masks import MaskDraws, MaskRules, hard_tile_mask, part_tiles
 from mil.models.segments import Segments
 
-TOLERANCE = 1e-10
 WEIGHTS = {
     "embedding.linear.weight": "emb_w",
     "embedding.linear.bias": "emb_b",
@@ -24,20 +24,9 @@ WEIGHTS = {
 }
 
 
-def tensor(array):
-    return torch.from_numpy(np.asarray(array))
-
-
-def assert_close(ours, golden, what):
-    ours = ours.detach() if isinstance(ours, torch.Tensor) else tensor(ours)
-    difference = float((ours - tensor(golden)).abs().max())
-    assert difference <= TOLERANCE, f"{what}: max abs difference {difference}"
-
-
 @pytest.fixture
 def arrays(shared):
-    with np.load(shared / "golden" / "mhim_v1_abmil.npz") as archive:
-        return dict(archive)
+    return read_golden(shared, "mhim_v1_abmil.npz")
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 import re
 
-import numpy as np
 import pytest
 import torch
+from golden_arrays import TOLERANCE, assert_close, read_golden, tensor
 from torch.nn import functional
 
 from mil.models.abmil import Abmil
@@ -14,7 +14,6 @@ from mil.models.mhim_masks import MaskDraws, MaskRules, certainty, hard_tile_mas
 from mil.models.recycle import RecycleNetwork
 from mil.models.segments import Segments
 
-TOLERANCE = 1e-10
 BASE = {
     "embedding.linear.weight": "emb_w",
     "embedding.linear.bias": "emb_b",
@@ -35,19 +34,9 @@ RECYCLE = {
 SPOILT_GRADIENT, SPOILT_STEP = 2e-7, 1e-10
 
 
-def tensor(array):
-    return torch.from_numpy(np.asarray(array))
-
-
-def assert_close(ours, golden, what, tolerance=TOLERANCE):
-    difference = float((ours.detach() - tensor(golden)).abs().max())
-    assert difference <= tolerance, f"{what}: max abs difference {difference}"
-
-
 @pytest.fixture
 def arrays(shared):
-    with np.load(shared / "golden" / "mhim_v2_abmil.npz") as archive:
-        return dict(archive)
+    return read_golden(shared, "mhim_v2_abmil.npz")
 
 
 @pytest.fixture
