@@ -32,44 +32,45 @@ Product = tuple[Tensor, Tensor, Tensor]
 def forward_products(tiles: int, widths: Widths, device: torch.device) -> list[Product]:
     n, w = tiles, widths
     projected = w.attention * w.gates
-
-    def product(rows: int, inner: int, columns: int) -> Product:
-        return _product((rows, inner, columns), device)
-
-    return [
-        product(n, w.dim, w.hidden),
-        product(n, w.hidden, projected),
-        product(n, w.attention, w.branches),
-        product(w.branches, n, w.hidden),
+    shapes = [
+        (n, w.dim, w.hidden),
+        (n, w.hidden, projected),
+        (n, w.attention, w.branches),
+        (w.branches, n, w.hidden),
     ]
+    return [_product(*shape, device) for shape in shapes]
 
 
 def backward_products(tiles: int, widths: Widths, device: torch.device) -> list[Product]:
     n, w = tiles, widths
     projected = w.attention * w.gates
-
-    def product(rows: int, inner: int, columns: int) -> Product:
-        return _product((rows, inner, columns), device)
-
-    return [
-        product(w.branches, w.hidden, n),
-        product(n, w.branches, w.hidden),
-        product(n, w.branches, w.attention),
-        product(w.branches, n, w.attention),
-        product(n, projected, w.hidden),
-        product(projected, n, w.hidden),
-        product(w.hidden, n, w.dim),
+    shapes = [
+        (w.branches, w.hidden, n),
+        (n, w.branches, w.hidden),
+        (n, w.branches, w.attention),
+        (w.branches, n, w.attention),
+        (n, projected, w.hidden),
+        (projected, n, w.hidden),
+        (w.hidden, n, w.dim),
     ]
+    return [_product(*shape, device) for shape in shapes]
+
+
+def step_products(
+    tiles: int, kept: int | None, widths: Widths, device: torch.device
+) -> list[Product]:
+    """Of one step; `kept`: what the student of a teacher reads, None without a teacher."""
+    trained = tiles if kept is None else kept
+    products = forward_products(trained, widths, device)
+    products += backward_products(trained, widths, device)
+    return products if kept is None else products + forward_products(tiles, widths, device)
 
 
 def bare_products(
     tiles: int, kept: int | None, widths: Widths, device: torch.device
 ) -> Callable[[], None]:
-    """A step's products; `kept`: what the student of a teacher reads, None without a teacher."""
-    products = forward_products(tiles if kept is None else kept, widths, device)
-    products += backward_products(tiles if kept is None else kept, widths, device)
-    if kept is not None:
-        products += forward_products(tiles, widths, device)
+    """Runs a step's products."""
+    products = step_products(tiles, kept, widths, device)
 
     def run() -> None:
         for a, b, out in products:
@@ -79,17 +80,12 @@ def bare_products(
 
 
 def flops(tiles: int, kept: int | None, widths: Widths) -> int:
-    """Multiplications and additions of `bare_products`."""
-    meta = torch.device("meta")
-    trained = tiles if kept is None else kept
-    products = forward_products(trained, widths, meta) + backward_products(trained, widths, meta)
-    if kept is not None:
-        products += forward_products(tiles, widths, meta)
+    """Multiplications and additions of a step's products."""
+    products = step_products(tiles, kept, widths, torch.device("meta"))
     return sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b, _ in products)
 
 
-def _product(shape: tuple[int, int, int], device: torch.device) -> Product:
-    rows, inner, columns = shape
+def _product(rows: int, inner: int, columns: int, device: torch.device) -> Product:
     return (
         torch.randn(rows, inner, device=device),
         torch.randn(inner, columns, device=device),

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
+from figure_fakes import Drawn
 from result_fakes import by_fold
 from scipy.stats import spearmanr
 from sklearn.metrics import (
@@ -28,6 +28,11 @@ from mil.tasks.config import MultilabelConfig, RegressionConfig
 
 MUTATIONS = MultilabelConfig(labels=LABELS)
 SCORE = RegressionConfig(column="hrd", unit="points")
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> Drawn:
+    return Drawn(monkeypatch)
 
 
 def of(table: pd.DataFrame, target) -> dict[str, float]:
@@ -150,31 +155,6 @@ def test_metrics_of_labels_and_values_have_names_and_meanings():
     names = [one.name for one in explained(metrics)]
     assert len(names) == len(set(names)) == 12
     assert "AUROC, EGFR" not in names
-
-
-class Drawn:
-    def __init__(self, monkeypatch) -> None:
-        self.figure, self.note = Figure(), ""
-        for module in (curves, calibration, values):
-            monkeypatch.setattr(module, "finish", self.keep(module.finish))
-
-    def keep(self, finish):
-        def kept(figure, path, *, title, note):
-            self.figure, self.note = figure, note
-            finish(figure, path, title=title, note=note)
-
-        return kept
-
-    def line(self, part: str) -> np.ndarray:
-        """(points, 2) of the one line whose label holds `part`."""
-        lines = [line for axes in self.figure.axes for line in axes.get_lines()]
-        (found,) = [line for line in lines if part in str(line.get_label())]
-        return np.column_stack([np.asarray(found.get_xdata()), np.asarray(found.get_ydata())])
-
-
-@pytest.fixture
-def drawn(monkeypatch) -> Drawn:
-    return Drawn(monkeypatch)
 
 
 def test_every_label_has_its_curve_of_those_who_are_known(tmp_path, drawn):
