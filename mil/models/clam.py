@@ -124,8 +124,7 @@ class Clam(MilMethod):
         """(B,): of embedded tiles (T, hidden), scores (branches, T), labels (B, outputs)."""
         k = min(self.instances, segments.longest)
         ends = torch.stack([segments.best_first(s, k) for s in (scores, -scores)])
-        starts = segments.lengths.cumsum(0) - segments.lengths
-        places = (starts[:, None] + ends).clamp(max=len(embedded) - 1)
+        places = (segments.starts[:, None] + ends).clamp(max=len(embedded) - 1)
         losses = instance_losses(self._instance_logits(embedded[places]), self.instance_loss)
         exists = torch.arange(k, device=places.device) < segments.lengths[:, None]
         share = exists.to(losses.dtype) / exists.sum(dim=1, keepdim=True)  # 1/k', k' times

@@ -152,7 +152,7 @@ def _hardest_tile(hardness: Tensor, segments: Segments) -> Tensor:
     favourites = segments.padded(hardness, -math.inf).argmax(dim=2).T
     votes = favourites.new_zeros(len(segments), segments.longest)
     votes.scatter_add_(1, favourites, torch.ones_like(favourites))
-    return votes.argmax(dim=1) + segments.lengths.cumsum(0) - segments.lengths
+    return votes.argmax(dim=1) + segments.starts
 
 
 def _smallest(values: Tensor, segments: Segments, counts: Tensor) -> Tensor:

@@ -24,8 +24,7 @@ Pooling = Literal["mean", "max"]
 
 def first_maxima(values: Tensor, segments: Segments) -> Tensor:
     """Where in the pack each bag has its highest value, the first of equals: (K, T) -> (K, B)."""
-    starts = segments.lengths.cumsum(0) - segments.lengths
-    return segments.padded(values.detach(), -torch.inf).argmax(dim=2) + starts
+    return segments.padded(values.detach(), -torch.inf).argmax(dim=2) + segments.starts
 
 
 def pool(instances: Tensor, segments: Segments, pooling: Pooling) -> Tensor:

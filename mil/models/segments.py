@@ -38,6 +38,11 @@ class Segments:
         return torch.tensor(self.sizes, device=self.device)
 
     @cached_property
+    def starts(self) -> Tensor:
+        """(B,) int64: where in the pack each bag begins."""
+        return self.lengths.cumsum(0) - self.lengths
+
+    @cached_property
     def bag_of_tile(self) -> Tensor:
         """(T,) int64"""
         return torch.arange(len(self.sizes), device=self.device).repeat_interleave(
@@ -47,8 +52,7 @@ class Segments:
     @cached_property
     def _place(self) -> Tensor:
         """(T,) int64: where each tile stands in a flattened (B, longest) rectangle."""
-        ends = self.lengths.cumsum(0)
-        shift = torch.arange(len(self), device=self.device) * self.longest - (ends - self.lengths)
+        shift = torch.arange(len(self), device=self.device) * self.longest - self.starts
         return torch.arange(sum(self.sizes), device=self.device) + shift[self.bag_of_tile]
 
     def padded(self, values: Tensor, fill: float) -> Tensor:
