@@ -21,12 +21,59 @@ class SyntheticConfig(Section):
     height_px: int = Field(default=2304, ge=768)
 
 
+class RegionsConfig(Section):
+    """Regions of interest drawn by people: `<slide_id>.geojson` in `folder`, as QuPath exports."""
+
+    folder: Path
+    include: tuple[str, ...] = Field(
+        default=(), description="classes of regions to tile; empty: all that are not excluded"
+    )
+    exclude: tuple[str, ...] = Field(default=(), description="classes of regions to leave out")
+    frame: Literal["qupath", "level0"] = Field(
+        description="qupath: its origin is the scanned area's corner; level0: openslide's"
+    )
+    replace_tissue: bool = Field(
+        default=False, description="tile included regions whether or not tissue is found in them"
+    )
+    required: bool = Field(default=True, description="a slide without a file fails; else is whole")
+
+
 class TissueConfig(Section):
     """Tissue mask from the lowest level that is at least as fine as `mask_mpp`."""
 
     mask_mpp: float = Field(default=8.0, gt=0, description="um per mask pixel")
     min_area_um2: float = Field(default=20_000.0, ge=0, description="smaller islands are dropped")
     max_hole_um2: float = Field(default=20_000.0, ge=0, description="smaller holes are filled")
+    masks: Path | None = Field(
+        default=None, description="folder of <slide_id>.png over the whole slide, white = tissue"
+    )
+    regions: RegionsConfig | None = None
+
+
+class QualityConfig(Section):
+    """Limits that a tile must keep to be used. Values are stored for every tile, so that other
+    limits need no other extraction; a limit that is absent asks nothing.
+    """
+
+    min_sharpness: float | None = Field(default=None, ge=0)
+    max_ink: float | None = Field(default=None, ge=0, le=1, description="share of the tile's area")
+    max_blank: float | None = Field(
+        default=None, ge=0, le=1, description="share of the tile's area"
+    )
+
+
+class ReadingConfig(Section):
+    """How tiles are read; what it was for each slide stands in its store."""
+
+    direct: bool = Field(
+        default=True,
+        description="decode JPEG tiles without openslide where pixels are proven identical",
+    )
+    scaled_decoding: bool = Field(
+        default=True,
+        description="there, decode at 1/2, 1/4 or 1/8 where tiles are that much coarser",
+    )
+    cache_mb: int = Field(default=256, ge=16, description="decoded tiles of the slide being read")
 
 
 class GridConfig(Section):
@@ -55,6 +102,10 @@ class EncoderConfig(Section):
     batch_size: int = Field(default=32, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    compile: bool = Field(default=False, description="torch.compile: pays for long runs on a GPU")
+    stain: Literal["none", "macenko", "reinhard"] = Field(
+        default="none", description="stain normalisation of every tile before it is encoded"
+    )
 
 
 class PreprocessingConfig(Section):
@@ -64,6 +115,8 @@ class PreprocessingConfig(Section):
     )
     tissue: TissueConfig = TissueConfig()
     grid: GridConfig
+    quality: QualityConfig = QualityConfig()
+    reading: ReadingConfig = ReadingConfig()
     encoder: EncoderConfig = EncoderConfig()
     readers: int = Field(default=2, ge=1, description="threads that read one slide's tiles")
     shard_size: int = Field(default=64, ge=1, description="slides per workflow job")

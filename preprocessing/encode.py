@@ -231,6 +231,7 @@ def _kept(store: FeatureStore, row: SlideRow, *, without: str | None = None) -> 
         coords_px0=store.coords_px0,
         tissue_fraction=store.tissue_fraction,
         read_error=store.read_error,
+        quality=store.quality,
         features={name: store.features(name) for name in names},
         thumbnail=store.thumbnail,
         tissue_mask=store.tissue_mask,

@@ -74,8 +74,14 @@ def _stamp(path: Path) -> list[object]:
 
 
 def _digest(config: PreprocessingConfig, rows: object) -> str:
-    speed = {"encoder": {"batch_size", "device"}, "readers": True, "shard_size": True}
-    settings = config.model_dump(mode="json", exclude={**speed, "manifest": True})
+    speed = {
+        "encoder": {"batch_size", "device"},
+        "reading": {"cache_mb"},
+        "readers": True,
+        "shard_size": True,
+    }
+    later = {"quality": True}  # asked when features are used, not when they are made
+    settings = config.model_dump(mode="json", exclude={**speed, **later, "manifest": True})
     return hashlib.sha256(
         json.dumps([EXTRACTION_VERSION, settings, rows], sort_keys=True).encode()
     ).hexdigest()[:16]

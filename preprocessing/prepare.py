@@ -11,7 +11,7 @@ from preprocessing.geometry import ResolutionError, TileGeometry, plan_tiles
 from preprocessing.grid import Tiles, make_grid
 from preprocessing.manifest import SlideRow
 from preprocessing.slide import Slide, Thumbnail
-from preprocessing.store import Provenance, SlideFeatures
+from preprocessing.store import QUALITY, Provenance, SlideFeatures
 from preprocessing.tissue import TissueMask, find_tissue
 
 _THUMBNAIL_PX = 1024
@@ -52,6 +52,7 @@ def prepare_slide(
         coords_px0=tiles.coords_px0,
         tissue_fraction=tiles.tissue_fraction,
         read_error=np.zeros(len(tiles), dtype=bool),
+        quality=np.full((len(tiles), len(QUALITY)), np.nan, dtype=np.float32),
         features={},
         thumbnail=thumbnail.rgb,
         tissue_mask=tissue.mask,

@@ -5,6 +5,7 @@
     coords           (N, 2) int32    top-left (x, y), level-0 pixels
     tissue_fraction  (N,)   float32
     read_error       (N,)   bool     the tile could not be read; its features are NaN
+    quality          (N, 3) float32  sharpness, ink, blank (`QUALITY`); NaN where not known
     features/<name>  (N, D) float16  one array per encoder, uncompressed, chunks of 1-4 MiB
     thumbnail        (h, w, 3) uint8
     tissue_mask      (h, w) bool
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from preprocessing.artefacts import whole_folder
-from preprocessing.config import GridConfig, Section, TissueConfig
+from preprocessing.config import GridConfig, ReadingConfig, Section, TissueConfig
 from preprocessing.errors import NoTissue, StoreError
 from preprocessing.zarr_arrays import (
     READ_FAILURES,
@@ -36,8 +37,9 @@ from preprocessing.zarr_arrays import (
     read_array,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ATTRIBUTE = "histomil"
+QUALITY = ("sharpness", "ink", "blank")
 _CHUNK_BYTES = 2 << 20
 
 
@@ -65,6 +67,8 @@ class Provenance(Section):
     mpp_x: float = Field(gt=0)
     mpp_y: float = Field(gt=0)
     mpp_source: str
+    objective_power: float | None = None
+    properties: dict[str, str] = Field(default={}, description="the vendor's, of a fixed whitelist")
     tile_px: int = Field(gt=0)
     tile_px0_x: float = Field(gt=0)
     tile_px0_y: float = Field(gt=0)
@@ -75,14 +79,19 @@ class Provenance(Section):
     effective_mpp_y: float = Field(gt=0)
     read_level: int = Field(ge=0)
     read_level_mpp: tuple[float, float] | None = Field(default=None, description="x, y")
+    reading: ReadingConfig = ReadingConfig()
+    reader: str = Field(default="", description="what decoded the tiles, and why not directly")
+    decoded_scale: int = Field(default=1, description="1/2, 1/4 and 1/8 decoding are 2, 4 and 8")
     resampling: str = ""
     extraction_version: int = Field(default=0, description="0: from before it was recorded")
     tissue: TissueConfig
+    tissue_digest: str = Field(default="", description="of the mask and region files of the slide")
     grid: GridConfig
     thumbnail_px0_per_px_x: float = Field(gt=0)
     thumbnail_px0_per_px_y: float = Field(gt=0)
     mask_px0_per_px_x: float = Field(gt=0)
     mask_px0_per_px_y: float = Field(gt=0)
+    imported_from: str = Field(default="", description="the other tool, where it made the tiles")
     versions: dict[str, str]
     created: str = Field(description="ISO 8601, UTC")
     encoders: dict[str, EncoderRecord]
@@ -96,6 +105,7 @@ class SlideFeatures:
     coords_px0: NDArray[np.int32]
     tissue_fraction: NDArray[np.float32]
     read_error: NDArray[np.bool_]
+    quality: NDArray[np.float32]
     features: dict[str, NDArray[np.float16]]
     thumbnail: NDArray[np.uint8]
     tissue_mask: NDArray[np.bool_]
@@ -154,6 +164,7 @@ class FeatureStore:
         self.coords_px0: NDArray[np.int32] = self._read("coords")
         self.tissue_fraction: NDArray[np.float32] = self._read("tissue_fraction")
         self.read_error: NDArray[np.bool_] = self._read("read_error")
+        self.quality: NDArray[np.float32] = self._read("quality")
 
     def __len__(self) -> int:
         return len(self.coords_px0)
@@ -198,6 +209,7 @@ def _schema(tiles: int, provenance: Provenance) -> dict[str, tuple[str, tuple[in
         "coords": ("int32", (tiles, 2)),
         "tissue_fraction": ("float32", (tiles,)),
         "read_error": ("bool", (tiles,)),
+        "quality": ("float32", (tiles, len(QUALITY))),
         "thumbnail": ("uint8", (None, None, 3)),
         "tissue_mask": ("bool", (None, None)),
     }
@@ -213,6 +225,7 @@ def _arrays_of(contents: SlideFeatures) -> dict[str, NDArray[Any]]:
         "coords": contents.coords_px0,
         "tissue_fraction": contents.tissue_fraction,
         "read_error": contents.read_error,
+        "quality": contents.quality,
         "thumbnail": contents.thumbnail,
         "tissue_mask": contents.tissue_mask,
         **{features_key(name): values for name, values in contents.features.items()},

@@ -123,6 +123,7 @@ def write_features(
         coords_px0=(np.c_[columns.ravel(), rows.ravel()] * 100).astype(np.int32)[:tiles],
         tissue_fraction=np.ones(tiles, dtype=np.float32),
         read_error=np.zeros(tiles, dtype=bool),
+        quality=np.full((tiles, 3), np.nan, dtype=np.float32),
         features={"lite0": features.astype(np.float16)},
         thumbnail=np.full((75, 100, 3), 230, dtype=np.uint8),
         tissue_mask=np.ones((75, 100), dtype=bool),

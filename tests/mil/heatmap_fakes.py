@@ -109,6 +109,7 @@ def stored_slide(read_error: list[bool]) -> SlideFeatures:
         coords_px0=np.array([[0, 0], [100, 0], [200, 0]], dtype=np.int32),
         tissue_fraction=np.array([0.5, 0.6, 0.7], dtype=np.float32),
         read_error=np.array(read_error),
+        quality=np.zeros((3, 3), dtype=np.float32),
         features={"fake": features},
         thumbnail=np.zeros((20, 30, 3), dtype=np.uint8),
         tissue_mask=np.ones((10, 15), dtype=bool),

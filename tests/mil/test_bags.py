@@ -45,6 +45,7 @@ def folder(tmp_path):
             coords_px0=whole.coords_px0,
             tissue_fraction=whole.tissue_fraction,
             read_error=unread,
+            quality=whole.quality,
             features={"lite0": features},
             thumbnail=whole.thumbnail,
             tissue_mask=whole.tissue_mask,

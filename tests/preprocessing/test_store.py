@@ -72,6 +72,7 @@ def contents(tiles=7, *, dims=None, unreadable=(2,), seed=0):
         coords_px0=rng.integers(0, 3000, (tiles, 2), dtype=np.int32),
         tissue_fraction=rng.random(tiles, dtype=np.float32),
         read_error=read_error,
+        quality=rng.random((tiles, 3), dtype=np.float32),
         features=features,
         thumbnail=rng.integers(0, 256, (30, 40, 3), dtype=np.uint8),
         tissue_mask=rng.random((94, 125)) < 0.5,
@@ -121,7 +122,7 @@ def test_layout_is_plain_zarr_v3_that_needs_no_histomil(tmp_path):
     path = write_store(tmp_path, written)
     root = json.loads((path / "zarr.json").read_text())
     assert (root["zarr_format"], root["node_type"]) == (3, "group")
-    assert root["attributes"]["histomil"]["schema_version"] == SCHEMA_VERSION == 1
+    assert root["attributes"]["histomil"]["schema_version"] == SCHEMA_VERSION == 2
     chunks = [path / "features" / "lite0" / "c" / row / "0" for row in ("0", "1")]
     assert all(1 << 20 <= chunk.stat().st_size <= 4 << 20 for chunk in chunks)
     raw = np.concatenate([np.fromfile(chunk, dtype="<f2") for chunk in chunks])
@@ -212,8 +213,8 @@ def edit_root(path, change):
     ("change", "message"),
     [
         (
-            lambda a: a["histomil"].update(schema_version=2),
-            "version 2, this histomil reads 1",
+            lambda a: a["histomil"].update(schema_version=1),
+            "version 1, this histomil reads 2",
         ),
         (lambda a: a["histomil"].pop("schema_version"), "schema version None"),
         (lambda a: a.pop("histomil"), "not a histomil store or unfinished"),
