@@ -1,0 +1,1 @@
+"""What each subcommand does: thin wrappers over functions, which answer with an exit code."""
