@@ -128,7 +128,7 @@ def main() -> None:
     for row, index in (("published attention", 0), ("published gated attention", 1)):
         table.loc[row] = pd.Series({name: pair[index] for name, pair in PUBLISHED.items()})
     table.to_csv(options.folder / "table.csv")
-    print(table.fillna("").to_string())
+    print(table.fillna("").to_markdown())
 
 
 if __name__ == "__main__":

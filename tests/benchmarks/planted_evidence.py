@@ -4,7 +4,7 @@
 
 Every (scenario, method, seed) is trained on its own slides for all epochs; the epoch is chosen on
 validation slides, and test slides are scored; a finished one is kept, so a killed run goes on. Ends
-with a table: the mean over seeds and its 95 % interval (Student's t), and the paired difference to
+with tables of means over seeds and their 95 % intervals (Student's t), and of paired differences to
 ABMIL.
 """
 
@@ -80,20 +80,21 @@ def tile_measures(method: MilMethod, evidence_of, cohort: Planted, positive) -> 
     return {name: float(value) for name, value in pd.DataFrame(rows).mean().items()}
 
 
-def table(results: pd.DataFrame) -> pd.DataFrame:
-    """A row per scenario and method: means ± 95 % intervals, paired differences to ABMIL."""
-    rows = []
-    for scenario, mine in results.groupby("scenario", sort=False):
-        base = mine[mine["method"] == "abmil"].set_index("seed")
-        for method, runs in mine.groupby("method", sort=False):
-            runs = runs.set_index("seed")
-            row = {"scenario": scenario, "method": method, "seeds": len(runs)}
-            row |= {TITLES[measure]: _mean(runs[measure]) for measure in TITLES}
-            if method != "abmil":
-                against = (runs["slide_auroc"] - base["slide_auroc"]).dropna()
-                row["slide AUROC minus ABMIL's"] = _mean(against, sign="+")
-            rows.append(row)
-    return pd.DataFrame(rows).fillna("")
+def tables(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """A table a measure: a row a method, a column a scenario; means ± 95 % intervals."""
+    found = {title: _by_scenario(results, measure) for measure, title in TITLES.items()}
+    base = results[results["method"] == "abmil"].set_index(["scenario", "seed"])["slide_auroc"]
+    others = results[results["method"] != "abmil"].set_index(["scenario", "seed"])
+    others["slide_auroc"] -= base.reindex(others.index)
+    gain = _by_scenario(others.reset_index().dropna(subset="slide_auroc"), "slide_auroc", sign="+")
+    return {**found, "slide AUROC minus ABMIL's of the same seed": gain}
+
+
+def _by_scenario(results: pd.DataFrame, measure: str, sign: str = "") -> pd.DataFrame:
+    cells = results.groupby(["method", "scenario"])[measure].agg(lambda v: _mean(v, sign))
+    return (
+        cells.unstack("scenario").reindex(index=[*METHODS], columns=[*SCENARIOS]).dropna(how="all")
+    )
 
 
 def _mean(values: pd.Series, sign: str = "") -> str:
@@ -133,14 +134,14 @@ def main() -> None:
                     print(f"{scenario} {name} {seed}: slide AUROC {found['slide_auroc']:.3f}")
     records = [json.loads(path.read_text()) for path in sorted(options.folder.glob("*.json"))]
     results = pd.DataFrame(records)
-    order = {name: i for i, name in enumerate([*SCENARIOS, *METHODS])}
-    results = results.sort_values(
-        ["scenario", "method", "seed"], key=lambda c: c.map(order).fillna(c)
+    results.to_csv(options.folder / "results.csv", index=False)
+    text = "\n\n".join(
+        f"**{title}**\n\n{table.fillna('').to_markdown()}"
+        for title, table in tables(results).items()
     )
-    found = table(results)
-    found.to_csv(options.folder / "table.csv", index=False)
-    (options.folder / "table.md").write_text(found.to_markdown(index=False) + "\n")
-    print(found.to_string(index=False))
+    with whole_file(options.folder / "tables.md") as partial:
+        partial.write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":
