@@ -1,5 +1,7 @@
 """Feature stores as bags: one float16 tensor (tiles, dim) a slide, in memory or read when asked."""
 
+import logging
+from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,11 +13,14 @@ from torch import Tensor
 
 from mil.memory import available_bytes
 from mil.training.config import Residence
+from preprocessing.config import QualityConfig
 from preprocessing.errors import StoreError
+from preprocessing.pack import Pack, open_pack, pack_path
 from preprocessing.store import FeatureStore, open_store, store_path
 
+_log = logging.getLogger(__name__)
 MOST_OF_MEMORY = 0.6  # share of what is available that features may take
-READERS = 2  # threads that read bags ahead; zarr reads the chunks of each with threads of its own
+READERS = 2  # threads that read bags ahead
 
 
 @dataclass(frozen=True)
@@ -41,26 +46,20 @@ class TileOrigin:
         )
 
 
-class StoredTiles(Mapping[str, Tensor]):
-    """The usable tiles of each slide, read from its store at every look."""
+class TilesOnDisk(Mapping[str, Tensor]):
+    """The usable tiles of each slide, read at every look; `shapes` are known without reading."""
 
-    def __init__(self, stores: dict[str, FeatureStore], encoder: str) -> None:
-        self._stores, self._encoder = stores, encoder
-        self.shapes = {
-            slide_id: (int(store.usable.sum()), store.encoder_record(encoder).dim)
-            for slide_id, store in stores.items()
-        }
+    def __init__(self, shapes: dict[str, tuple[int, int]]) -> None:
+        self.shapes = shapes
 
-    def __getitem__(self, slide_id: str) -> Tensor:
-        store = self._stores[slide_id]
-        features = store.features(self._encoder)
-        return torch.from_numpy(features if store.usable.all() else features[store.usable])
+    @abstractmethod
+    def __getitem__(self, slide_id: str) -> Tensor: ...
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stores)
+        return iter(self.shapes)
 
     def __len__(self) -> int:
-        return len(self._stores)
+        return len(self.shapes)
 
     def in_memory(self) -> dict[str, Tensor]:
         """All of them, read once into one tensor of which each slide is a view."""
@@ -70,6 +69,35 @@ class StoredTiles(Mapping[str, Tensor]):
         for slide_id, place in tiles.items():
             place.copy_(self[slide_id])
         return tiles
+
+
+class StoredTiles(TilesOnDisk):
+    """Read from each slide's store."""
+
+    def __init__(self, stores: dict[str, FeatureStore], encoder: str) -> None:
+        self._stores, self._encoder = stores, encoder
+        super().__init__(
+            {
+                slide_id: (int(store.usable.sum()), store.encoder_record(encoder).dim)
+                for slide_id, store in stores.items()
+            }
+        )
+
+    def __getitem__(self, slide_id: str) -> Tensor:
+        store = self._stores[slide_id]
+        features = store.features(self._encoder)
+        return torch.from_numpy(features if store.usable.all() else features[store.usable])
+
+
+class PackedTiles(TilesOnDisk):
+    """Views of a pack, whose pages are read when they are touched."""
+
+    def __init__(self, pack: Pack, shapes: dict[str, tuple[int, int]]) -> None:
+        self._pack = pack
+        super().__init__(shapes)
+
+    def __getitem__(self, slide_id: str) -> Tensor:
+        return torch.from_numpy(self._pack[slide_id])
 
 
 @dataclass(frozen=True)
@@ -82,7 +110,7 @@ class CohortFeatures:
 
     @cached_property
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
-        if isinstance(self.tiles, StoredTiles):
+        if isinstance(self.tiles, TilesOnDisk):
             return self.tiles.shapes
         return {slide_id: tuple(tiles.shape) for slide_id, tiles in self.tiles.items()}
 
@@ -109,7 +137,7 @@ class CohortFeatures:
     def placed(self, device: torch.device, slide_ids: Collection[str]) -> Self:
         """Of some slides alone: on a CUDA device if they fit there, else where they are."""
         tiles = self.tiles
-        if device.type != "cuda" or isinstance(tiles, StoredTiles):
+        if device.type != "cuda" or isinstance(tiles, TilesOnDisk):
             return self
         free, _ = torch.cuda.mem_get_info(device)
         if sum(tiles[slide_id].nbytes for slide_id in slide_ids) > MOST_OF_MEMORY * free:
@@ -118,22 +146,28 @@ class CohortFeatures:
 
     def readers(self, device: torch.device) -> int:
         """Threads that should read bags for `device` ahead: none where they lie at hand."""
-        if isinstance(self.tiles, StoredTiles):
+        if isinstance(self.tiles, TilesOnDisk):
             return READERS
         return 0 if next(iter(self.tiles.values())).device.type == device.type else READERS
 
 
 def load_features(
-    features_dir: Path, slide_ids: Iterable[str], encoder: str, residence: Residence = "auto"
+    features_dir: Path,
+    slide_ids: Iterable[str],
+    encoder: str,
+    residence: Residence = "auto",
+    *,
+    limits: QualityConfig = QualityConfig(),  # noqa: B008 - it is frozen
 ) -> CohortFeatures:
-    """The stores of `slide_ids`; refuses different encoders, weights or tile sizes.
+    """The tiles of `slide_ids` within `limits`; refuses different encoders, weights or tile sizes.
 
-    `auto` reads them into memory if they take no more than most of what is available.
+    `auto` reads them into memory if they take no more than most of what is available. What is
+    streamed comes from the encoder's pack where there is a valid one, else from the stores.
     """
     stores: dict[str, FeatureStore] = {}
     origin: TileOrigin | None = None
     for slide_id in slide_ids:
-        store = open_store(store_path(features_dir, slide_id))
+        store = open_store(store_path(features_dir, slide_id), limits)
         mine = TileOrigin.of(store, encoder)
         origin = origin or mine
         if mine != origin:
@@ -141,15 +175,45 @@ def load_features(
                 f"slide {slide_id!r}: features come from {mine}, other slides' from {origin}; "
                 "extract all slides of a cohort with the same settings"
             )
-        if not store.usable.any():
-            raise StoreError(f"slide {slide_id!r}: not one tile of it could be read; leave it out")
         stores[slide_id] = store
     if origin is None:
         raise StoreError(f"no slide to read features of in {features_dir}")
+    _refuse_empty(stores)
     stored = StoredTiles(stores, encoder)
     prints = {slide_id: store.provenance.slide_fingerprint for slide_id, store in stores.items()}
-    tiles = stored if _to_be_streamed(stored, residence) else stored.in_memory()
-    return CohortFeatures(tiles, prints, origin)
+    if not _to_be_streamed(stored, residence):
+        return CohortFeatures(stored.in_memory(), prints, origin)
+    packed = _packed(pack_path(features_dir, encoder), stores, stored.shapes)
+    return CohortFeatures(packed or stored, prints, origin)
+
+
+def _refuse_empty(stores: dict[str, FeatureStore]) -> None:
+    empty = {slide_id: store for slide_id, store in stores.items() if not store.usable.any()}
+    if not empty:
+        return
+    named = [
+        f"slide {slide_id!r}: of {len(store)} tiles {int(store.read_error.sum())} could not be "
+        "read, and no other is within preprocessing.quality"
+        for slide_id, store in empty.items()
+    ]
+    raise StoreError(
+        "not one tile to use:\n  "
+        + "\n  ".join(named)
+        + "\ntake these slides out of the manifest, or relax preprocessing.quality"
+    )
+
+
+def _packed(
+    folder: Path, stores: dict[str, FeatureStore], shapes: dict[str, tuple[int, int]]
+) -> PackedTiles | None:
+    """None where there is no pack, or one of other features: the stores are what counts."""
+    if not folder.exists():
+        return None
+    try:
+        return PackedTiles(open_pack(folder, stores), shapes)
+    except StoreError as error:
+        _log.warning("reading the feature stores instead, which is slower: %s", error)
+        return None
 
 
 def _to_be_streamed(stored: StoredTiles, residence: Residence) -> bool:

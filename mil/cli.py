@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from mil.cli_parser import build_parser
-from mil.commands import archive, listings, study
+from mil.commands import archive, benches, listings, stores, study
 from mil.config import StudyConfig, load_study
 from preprocessing.errors import ConfigError, HistomilError
 
@@ -19,7 +19,10 @@ STAGES: Mapping[str, Command] = {
     "synthesize": archive.synthesize,
     "extract": archive.extract,
     "status": archive.status,
-    "check": archive.check,
+    "check": stores.check,
+    "pack": stores.pack,
+    "import": stores.import_stores,
+    "export": stores.export_stores,
     "split": study.split,
     "train": study.train,
     "evaluate": study.evaluate,
@@ -30,10 +33,11 @@ STAGES: Mapping[str, Command] = {
     "report": study.report,
 }
 WITHOUT_STUDY: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "inspect": archive.inspect_slides,
     "encoders": listings.list_encoders,
     "methods": listings.list_methods,
     "presets": listings.list_presets,
-    "bench": listings.bench,
+    "bench": benches.bench,
 }
 
 

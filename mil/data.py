@@ -14,9 +14,7 @@ from mil.tasks.config import ClassificationConfig, SurvivalTarget
 from preprocessing.errors import CohortError
 from preprocessing.manifest import SlideRow, read_manifest
 from preprocessing.process_list import read_process_list
-from preprocessing.store import FeatureStore, features_key, open_store, store_path
-
-SAMPLED_BYTES = 65_536
+from preprocessing.store import FeatureStore, open_store, store_path
 
 
 def task_cohort(study: StudyConfig, task: str) -> Cohort:
@@ -71,7 +69,8 @@ def rows_with_features(study: StudyConfig) -> list[SlideRow]:
 
 
 def slide_store(study: StudyConfig, slide_id: str) -> FeatureStore:
-    return open_store(store_path(study.features_dir, slide_id))
+    """Its usable tiles are those within the study's `preprocessing.quality`."""
+    return open_store(store_path(study.features_dir, slide_id), study.preprocessing.quality)
 
 
 def splits_path(study: StudyConfig, task: str) -> Path:
@@ -85,9 +84,13 @@ def cohort_path(study: StudyConfig, task: str) -> Path:
 
 def task_features(study: StudyConfig, cohort: Cohort) -> CohortFeatures:
     """All features of the cohort."""
-    encoder = study.preprocessing.encoder.name
-    residence = study.mil.train.features
-    return load_features(study.features_dir, cohort.slides.index, encoder, residence)
+    return load_features(
+        study.features_dir,
+        cohort.slides.index,
+        study.preprocessing.encoder.name,
+        study.mil.train.features,
+        limits=study.preprocessing.quality,
+    )
 
 
 def shared_images(study: StudyConfig, cohort: Cohort) -> dict[str, list[str]]:
@@ -153,15 +156,5 @@ def _tiles(store: FeatureStore, encoder: str) -> list[object]:
         [made.mpp_x, made.mpp_y],
         made.tissue.model_dump(mode="json"),
         made.grid.model_dump(mode="json"),
-        [len(store), int(store.usable.sum())],
-        sha256(store.coords_px0.tobytes()).hexdigest(),
-        _feature_sample(store, encoder),
+        store.content(encoder),
     ]
-
-
-def _feature_sample(store: FeatureStore, encoder: str) -> str:
-    """A digest of the first bytes of the first chunk, which stand for all: reading every feature of
-    a large cohort takes minutes, and features made anew in another way differ in all tiles.
-    """
-    with (store.path / features_key(encoder) / "c" / "0" / "0").open("rb") as chunk:
-        return sha256(chunk.read(SAMPLED_BYTES)).hexdigest()

@@ -52,7 +52,12 @@ def predict_cohort(study: StudyConfig, name: str) -> pd.DataFrame:
     for patient in tqdm(sorted(set(cohort.slides["patient_id"])), unit="patient", mininterval=2):
         slides = cohort.slides.index[cohort.slides["patient_id"] == patient]
         mine = cohort.only(set(slides), "other patients")
-        features = load_features(study.features_dir, slides, study.preprocessing.encoder.name)
+        features = load_features(
+            study.features_dir,
+            slides,
+            study.preprocessing.encoder.name,
+            limits=study.preprocessing.quality,
+        )
         chosen, seen = unseen_members(members, patient, features.fingerprints.values())
         answers = [_ask(path, model, mine, (features, grid)) for path, model in chosen.items()]
         parts.append(combine(answers, first.section.target).assign(seen=seen))

@@ -35,7 +35,18 @@ class RegionsConfig(Section):
     replace_tissue: bool = Field(
         default=False, description="tile included regions whether or not tissue is found in them"
     )
-    required: bool = Field(default=True, description="a slide without a file fails; else is whole")
+    required: bool = Field(
+        default=True,
+        description="a slide without a file, or without an area to include, fails; else is whole",
+    )
+
+    @model_validator(mode="after")
+    def _classes_are_on_one_side(self) -> Self:
+        both = sorted({*self.include} & {*self.exclude})
+        if both:
+            msg = f"include and exclude both name {', '.join(both)}"
+            raise ValueError(msg)
+        return self
 
 
 class TissueConfig(Section):
@@ -55,7 +66,9 @@ class QualityConfig(Section):
     limits need no other extraction; a limit that is absent asks nothing.
     """
 
-    min_sharpness: float | None = Field(default=None, ge=0)
+    min_sharpness: float | None = Field(
+        default=None, ge=0, description="at 0.5 um per pixel 0.85 is usual, 0.45 is 1 um of blur"
+    )
     max_ink: float | None = Field(default=None, ge=0, le=1, description="share of the tile's area")
     max_blank: float | None = Field(
         default=None, ge=0, le=1, description="share of the tile's area"
@@ -97,11 +110,33 @@ class GridConfig(Section):
         return self
 
 
+class CustomEncoderConfig(Section):
+    """What an encoder outside of the registry is told; what is absent its source must state."""
+
+    tile_px: int | None = Field(default=None, ge=16)
+    mean: tuple[float, float, float] | None = Field(
+        default=None, description="of red, green and blue in 0..1"
+    )
+    std: tuple[float, float, float] | None = None
+    mpp: tuple[float, float] | None = Field(default=None, description="recommended um per pixel")
+    pooling: Literal["model", "cls", "cls+mean", "map mean", "pooler"] | None = None
+    precision: Literal["float32", "float16", "bfloat16"] | None = Field(
+        default=None, description="the recommended one, which encoder.precision auto takes"
+    )
+    licence: str | None = None
+
+
 class EncoderConfig(Section):
-    name: str = Field(default="lite0", description="registry row, or timm:<model> / hf:<model>")
+    name: str = Field(
+        default="lite0",
+        description="registry row, or timm:<model>, hf:<repository>, torchscript:<path>",
+    )
+    custom: CustomEncoderConfig | None = None
     batch_size: int = Field(default=32, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default="auto", description="auto: the encoder's half precision on a GPU, else float32"
+    )
     compile: bool = Field(default=False, description="torch.compile: pays for long runs on a GPU")
     stain: Literal["none", "macenko", "reinhard"] = Field(
         default="none", description="stain normalisation of every tile before it is encoded"

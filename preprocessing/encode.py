@@ -1,53 +1,46 @@
-"""Many slides -> many feature stores: one encoder load, reading overlapped with encoding.
+"""Many slides -> many feature stores: one encoder load, four things at a time.
 
-A slide's store is written when the slide is done, so a killed run loses one slide at most, and
+    prepare   opens the next slide and finds its tissue       a thread, one slide ahead
+    read      decodes tiles into batches                      `readers` threads, four batches ahead
+    encode    computes quality and features on the device     the main thread
+    write     writes the store and its preview                a thread, one slide behind
+
+A slide's store is written when the slide is done, so a killed run loses two slides at most, and
 the same call afterwards goes on where it stopped.
 """
 
 import logging
-import shutil
 import time
-import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
-import numpy as np
-from openslide import __library_version__ as openslide_version
-from tqdm import tqdm
-
-from preprocessing.config import GridConfig, PreprocessingConfig
+from preprocessing.config import GridConfig, PreprocessingConfig, QualityConfig
 from preprocessing.encoders.base import EncoderSpec
 from preprocessing.encoders.lazy import LazyEncoder
-from preprocessing.errors import (
-    ConfigError,
-    EncoderUnavailable,
-    HistomilError,
-    StoreError,
-)
-from preprocessing.extract import extract_features, opened
-from preprocessing.geometry import TileGeometry
+from preprocessing.errors import HistomilError
+from preprocessing.extract import Batch, Encoding, Read, read
+from preprocessing.gpu import Uploader
 from preprocessing.manifest import SlideRow
-from preprocessing.plan import EXTRACTION_VERSION
-from preprocessing.prepare import prepare_slide, tile_geometry
-from preprocessing.reader import RESAMPLING, read_side
-from preprocessing.slide import Slide
-from preprocessing.status import SlideStatus, require_unique
-from preprocessing.store import (
-    FeatureStore,
-    SlideFeatures,
-    open_store,
-    partial_stores,
-    store_path,
-    write_store,
+from preprocessing.pipeline import Ahead, Behind
+from preprocessing.pipeline_jobs import (
+    Extraction,
+    Failed,
+    Job,
+    Renamed,
+    Skipped,
+    failed_job,
+    naming,
 )
+from preprocessing.pipeline_progress import Progress
+from preprocessing.preview import write_preview
+from preprocessing.status import SlideStatus, require_unique
+from preprocessing.store import SlideFeatures, write_store
 
 _log = logging.getLogger(__name__)
-_PACKAGES = ("histomil", "numpy", "pillow", "zarr", "torch", "timm")
+_AHEAD = 4  # batches that wait to be encoded
 
 
 def encode_shard(
@@ -68,14 +61,21 @@ def encode_shard(
     if encoder.spec is not None:
         _check_grid(encoder.spec, config.grid)
     out_dir.mkdir(parents=True, exist_ok=True)
-    statuses = []
-    # Few refreshes, because a workflow's log keeps each as a line.
-    with tqdm(unit="tile", unit_scale=True, mininterval=2) as bar:
-        shard = _Shard(config, out_dir, encoder, bar)
-        for number, row in enumerate(rows, 1):
-            bar.set_description(f"slide {number}/{len(rows)} {row.slide_id}")
-            statuses.append(shard.run(row))
-    return statuses
+    batches = read(rows, config, out_dir, encoder)
+    with (
+        Behind[SlideStatus]("write") as writer,
+        Progress(rows) as progress,
+        Ahead(batches, limit=_AHEAD, name="read") as items,
+    ):
+        shard = _Shard(
+            items=items,
+            encoder=encoder,
+            writer=writer,
+            write=partial(_written, out_dir, config.quality),
+            progress=progress,
+        )
+        statuses = shard.run()
+    return [statuses[row.slide_id] for row in rows]
 
 
 def _check_grid(spec: EncoderSpec, grid: GridConfig) -> None:
@@ -90,170 +90,141 @@ def _check_grid(spec: EncoderSpec, grid: GridConfig) -> None:
 
 
 class _Shard:
+    """The main thread's part: what the threads ahead made, encoded and handed to the writer."""
+
     def __init__(
         self,
-        config: PreprocessingConfig,
-        out_dir: Path,
+        *,
+        items: "Ahead[Job | Batch | Read]",
         encoder: LazyEncoder,
-        bar: "tqdm[NoReturn]",
+        writer: "Behind[SlideStatus]",
+        write: Callable[[SlideRow, SlideFeatures, SlideStatus], SlideStatus],
+        progress: Progress,
     ) -> None:
-        self._config = config
-        self._out_dir = out_dir
+        self._items = items
         self._encoder = encoder
-        self._bar = bar
+        self._writer = writer
+        self._written = write
+        self._progress = progress
+        self._statuses: dict[str, SlideStatus] = {}
+        self._upload: Uploader | None = None
+        self._begun, self._waited = time.perf_counter(), 0.0
 
-    def run(self, row: SlideRow) -> SlideStatus:
-        """The job boundary: what is wrong with one slide becomes its status.
+    def run(self) -> dict[str, SlideStatus]:
+        """By slide id; raises what stops the shard."""
+        while (job := self._next()) is not None:
+            if isinstance(job, Extraction):
+                self._extract(job)
+            elif isinstance(job, Renamed):
+                self._write(job.row, job.contents)
+            elif isinstance(job, Skipped):
+                self._note(self._status(job.row, "skipped", job.tiles))
+            elif isinstance(job, Failed):
+                self._fail(job)
+            else:
+                raise TypeError(f"expected a slide's job, got {type(job)}")
+        self._note(self._writer.result())
+        return self._statuses
 
-        Anything else, such as a full disk or an encoder out of memory, would go wrong again.
-        """
+    def _extract(self, job: Extraction) -> None:
+        tiles, mpp = len(job.base.coords_px0), job.base.provenance.requested_mpp
+        with naming(job.row):
+            encoder = self._encoder.loaded
+            self._upload = self._upload or Uploader(encoder.device)
+            encoding = Encoding(encoder, self._upload, tiles=tiles, mpp=mpp)
+        self._progress.start(job.row.slide_id, tiles)
+        while True:
+            item = self._next(encoding)
+            if isinstance(item, Batch):
+                with naming(job.row):
+                    encoding.add(item)
+                self._progress.advance(item.tried)
+            elif isinstance(item, Failed):
+                return self._fail(item)
+            elif isinstance(item, Read):
+                break
+            else:
+                raise TypeError(f"expected a slide's batches or their end, got {type(item)}")
+        with naming(job.row):
+            encoding.drain()
+            contents = job.finished(
+                self._encoder.name,
+                self._encoder.record,
+                features=encoding.features,
+                quality=encoding.quality,
+                failed=item.failed,
+            )
+        return self._write(job.row, contents)
+
+    def _next(self, encoding: Encoding | None = None) -> Job | Batch | Read | None:
+        """The next item; waiting begins when the device has nothing left to do."""
+        if self._items.waiting:
+            return next(self._items, None)
+        if encoding is not None:
+            encoding.drain()
         started = time.perf_counter()
-        try:
-            for leftover in partial_stores(self._out_dir, row.slide_id):
-                shutil.rmtree(leftover)
-            with opened(row) as slide:
-                status, tiles = self._encode(row, slide)
-        except (ConfigError, EncoderUnavailable):
-            raise  # the same for every slide
-        except HistomilError as error:
-            seconds = time.perf_counter() - started
-            trace = traceback.format_exc()
-            return SlideStatus(row.slide_id, "failed", 0, seconds, str(error), trace)
-        except Exception as error:
-            error.add_note(f"slide {row.slide_id!r}")
-            raise
-        return SlideStatus(row.slide_id, status, tiles, time.perf_counter() - started)
+        item = next(self._items, None)
+        self._waited += time.perf_counter() - started
+        return item
 
-    def _encode(self, row: SlideRow, slide: Slide) -> tuple[Literal["done", "skipped"], int]:
-        geometry = tile_geometry(slide, self._config.grid)
-        old = self._matching_store(slide)
-        # A store with unreadable tiles is never finished: the file may have been mended since.
-        if old is None or old.read_error.any() or not self._has_features(old):
-            contents = self._extracted(row, slide, geometry, old=old)
-        elif old.provenance.patient_id != row.patient_id:
-            contents = _kept(old, row)
-        else:
-            return "skipped", len(old)
-        write_store(self._out_dir, contents)
-        return "done", len(contents.coords_px0)
+    def _write(self, row: SlideRow, contents: SlideFeatures) -> None:
+        tiles, lost = len(contents.coords_px0), int(contents.read_error.sum())
+        status = self._status(row, "done", tiles, unreadable=lost)
+        self._note(self._writer.submit(partial(self._written, row, contents, status)))
 
-    def _matching_store(self, slide: Slide) -> FeatureStore | None:
-        """The finished store of the same file, resolution, tissue and grid settings, if any."""
-        path = store_path(self._out_dir, slide.slide_id)
-        if not path.exists():
-            return None
-        try:
-            store = open_store(path)
-        except StoreError as error:
-            _log.warning("extracting again: %s", error)
-            return None
-        found = store.provenance
-        same = (
-            found.slide_fingerprint == slide.fingerprint
-            and found.extraction_version == EXTRACTION_VERSION
-            and (found.mpp_x, found.mpp_y) == (slide.pyramid.mpp_x, slide.pyramid.mpp_y)
-            and found.tissue == self._config.tissue
-            and found.grid == self._config.grid
-        )
-        return store if same else None
+    def _fail(self, job: Failed) -> None:
+        self._note(_failure(job, self._status(job.row, "failed", 0)))
 
-    def _has_features(self, store: FeatureStore) -> bool:
-        """A corrected licence text is no reason to compute again."""
-        found, wanted = store.provenance.encoders.get(self._encoder.name), self._encoder.record
-        return found is not None and found == wanted.model_copy(update={"licence": found.licence})
+    def _note(self, status: SlideStatus | None) -> None:
+        if status is not None:
+            self._statuses[status.slide_id] = status
 
-    def _extracted(
-        self, row: SlideRow, slide: Slide, geometry: TileGeometry, *, old: FeatureStore | None
-    ) -> SlideFeatures:
-        """This encoder's features, beside those of other encoders in `old`.
-
-        Where a tile of `old` can be read now that could not be, the file is another one: its
-        tissue may be, and the other encoders lack that tile.
-        """
-        kept = _kept(old, row, without=self._encoder.name) if old is not None else None
-        if kept is not None and not kept.read_error.any():
-            base = kept
-        else:
-            with read_side(row.slide_id, row.path):
-                base = prepare_slide(row, slide, geometry, self._config)
-        made = self._with_features(row, slide, geometry, base=base)
-        if kept is None or not kept.features:
-            return made
-        as_before = np.array_equal(kept.coords_px0, made.coords_px0)
-        if as_before and made.read_error[kept.read_error].all():
-            return _joined(kept, made)
-        _log.warning(
-            "slide %r: %s no longer reads as it did; extract it again with %s",
+    def _status(
+        self,
+        row: SlideRow,
+        status: Literal["done", "skipped", "failed"],
+        tiles: int,
+        *,
+        unreadable: int = 0,
+    ) -> SlideStatus:
+        """With the seconds since the slide before, and the share of them spent waiting."""
+        self._progress.done(row.slide_id)
+        now = time.perf_counter()
+        seconds, waited = now - self._begun, self._waited
+        self._begun, self._waited = now, 0.0
+        return SlideStatus(
             row.slide_id,
-            row.path,
-            ", ".join(kept.features),
-        )
-        return made
-
-    def _with_features(
-        self, row: SlideRow, slide: Slide, geometry: TileGeometry, *, base: SlideFeatures
-    ) -> SlideFeatures:
-        """The tiles of `base` with this encoder's features and read errors alone."""
-        features, failed = extract_features(
-            row,
-            slide,
-            geometry,
-            coords_px0=base.coords_px0,
-            encoder=self._encoder.loaded,
-            config=self._config,
-            advance=self._bar.update,
-        )
-        provenance = base.provenance.model_copy(
-            update={
-                "encoders": {self._encoder.name: self._encoder.record},
-                "read_level_mpp": slide.pyramid.mpp_at(geometry.level),
-                "resampling": f"pillow {RESAMPLING.name.lower()}",
-                "extraction_version": EXTRACTION_VERSION,
-                "versions": _versions(),
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-        )
-        return replace(
-            base,
-            provenance=provenance,
-            read_error=failed,
-            features={self._encoder.name: features},
+            status,
+            tiles,
+            seconds,
+            tiles_unreadable=unreadable,
+            waited_for_reading=round(waited / seconds, 3) if status == "done" else 0.0,
         )
 
 
-def _kept(store: FeatureStore, row: SlideRow, *, without: str | None = None) -> SlideFeatures:
-    """A finished store under the manifest's patient, without the part of one encoder."""
-    names = [name for name in store.encoders if name != without]
-    encoders = {name: store.provenance.encoders[name] for name in names}
-    update = {"encoders": encoders, "patient_id": row.patient_id}
-    return SlideFeatures(
-        provenance=store.provenance.model_copy(update=update),
-        coords_px0=store.coords_px0,
-        tissue_fraction=store.tissue_fraction,
-        read_error=store.read_error,
-        quality=store.quality,
-        features={name: store.features(name) for name in names},
-        thumbnail=store.thumbnail,
-        tissue_mask=store.tissue_mask,
-    )
-
-
-def _joined(kept: SlideFeatures, made: SlideFeatures) -> SlideFeatures:
-    """A tile that any pass could not read is unreadable for all encoders: rows of NaN."""
-    for values in kept.features.values():
-        values[made.read_error] = np.nan
-    encoders = {**kept.provenance.encoders, **made.provenance.encoders}
-    provenance = made.provenance.model_copy(update={"encoders": encoders})
-    return replace(made, provenance=provenance, features={**kept.features, **made.features})
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return {"openslide": openslide_version, **{name: _version_of(name) for name in _PACKAGES}}
-
-
-def _version_of(package: str) -> str:
+def _written(
+    out_dir: Path,
+    limits: QualityConfig,
+    row: SlideRow,
+    contents: SlideFeatures,
+    done: SlideStatus,
+) -> SlideStatus:
+    """`done`, once it is; what the schema refuses is the slide's failure."""
     try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+        with naming(row):
+            write_store(out_dir, contents)
+            write_preview(out_dir, contents, limits)
+    except HistomilError as error:
+        return _failure(failed_job(row, error), done)
+    return done
+
+
+def _failure(job: Failed, status: SlideStatus) -> SlideStatus:
+    return replace(
+        status,
+        status="failed",
+        tiles=0,
+        tiles_unreadable=0,
+        error=str(job.error),
+        traceback=job.trace,
+    )

@@ -10,17 +10,21 @@ from pathlib import Path
 from preprocessing.errors import ManifestError
 
 REQUIRED_COLUMNS = ("slide_id", "patient_id", "path")
+_MPP_COLUMNS = ("mpp", "mpp_x", "mpp_y")
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
 class SlideRow:
-    """One slide; `mpp` overrides what the file says, `extra` holds every further column as text."""
+    """One slide; `extra` holds every further column as text.
+
+    `mpp` overrides what the file says: um per level-0 pixel, (x, y) where pixels are not square.
+    """
 
     slide_id: str
     patient_id: str
     path: Path
-    mpp: float | None = None
+    mpp: float | tuple[float, float] | None = None
     extra: dict[str, str] = field(default_factory=dict, hash=False)
 
 
@@ -41,7 +45,7 @@ def _read_records(path: Path) -> list[tuple[int, dict[str, str]]]:
     if not path.is_file():
         raise ManifestError(
             f"{path}: no such file; a manifest is a CSV with the columns "
-            f"{', '.join(REQUIRED_COLUMNS)}[, mpp]"
+            f"{', '.join(REQUIRED_COLUMNS)}[, mpp | mpp_x, mpp_y]"
         )
     try:
         # utf-8-sig: spreadsheets put a byte-order mark in front of the first column's name.
@@ -82,27 +86,40 @@ def _row(record: dict[str, str], where: str, folder: Path) -> SlideRow:
             f"{where}: slide_id {slide_id!r} becomes a file name, so only letters, digits, "
             "'.', '_' and '-' are allowed, and no '.' in front"
         )
-    known = {*REQUIRED_COLUMNS, "mpp"}
+    known = {*REQUIRED_COLUMNS, *_MPP_COLUMNS}
     return SlideRow(
         slide_id=slide_id,
         patient_id=record["patient_id"],
         path=folder / record["path"],
-        mpp=_mpp(record.get("mpp", ""), f"{where}, slide {slide_id!r}"),
+        mpp=_mpp(record, f"{where}, slide {slide_id!r}"),
         extra={name: value for name, value in record.items() if name not in known},
     )
 
 
-def _mpp(text: str, where: str) -> float | None:
+def _mpp(record: dict[str, str], where: str) -> float | tuple[float, float] | None:
+    square, x, y = (_positive(record.get(name, ""), name, where) for name in _MPP_COLUMNS)
+    if square is not None and (x is not None or y is not None):
+        raise ManifestError(
+            f"{where}: mpp and mpp_x or mpp_y are given; keep mpp where pixels are square, mpp_x "
+            "and mpp_y where they are not"
+        )
+    if (x is None) != (y is None):
+        given, missing = ("mpp_x", "mpp_y") if y is None else ("mpp_y", "mpp_x")
+        raise ManifestError(f"{where}: {given} without {missing}; fill in both, or mpp alone")
+    return (x, y) if x is not None and y is not None else square
+
+
+def _positive(text: str, name: str, where: str) -> float | None:
     if not text:
         return None
-    message = f"{where}: mpp must be a positive number (um per pixel) or empty, got {text!r}"
+    message = f"{where}: {name} must be a positive number (um per pixel) or empty, got {text!r}"
     try:
-        mpp = float(text)
+        value = float(text)
     except ValueError as error:
         raise ManifestError(message) from error
-    if not (isfinite(mpp) and mpp > 0):
+    if not (isfinite(value) and value > 0):
         raise ManifestError(message)
-    return mpp
+    return value
 
 
 def _refuse_repeats(rows: list[SlideRow], path: Path) -> None:

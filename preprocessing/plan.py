@@ -10,10 +10,11 @@ from typing import TypeVar
 from preprocessing.config import PreprocessingConfig
 from preprocessing.errors import ConfigError
 from preprocessing.manifest import SlideRow, read_manifest
+from preprocessing.regions import region_files
 
 Row = TypeVar("Row")
 # Counts up when tissue, grid or reader code gives other tiles or pixels for the same settings.
-EXTRACTION_VERSION = 1
+EXTRACTION_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,21 @@ def _refuse_foreign_tables(manifest: Path) -> None:
 
 
 def _shard(config: PreprocessingConfig, rows: Sequence[SlideRow]) -> Shard:
+    paths = {row.slide_id: [row.path, *region_files(row, config.tissue)] for row in rows}
     # A missing file must fail alone, inside the job, so it is no input of the job.
-    files = [str(row.path) for row in rows if row.path.is_file()]
+    files = [str(path) for of_slide in paths.values() for path in of_slide if path.is_file()]
     described = [
-        [row.slide_id, row.patient_id, row.mpp, row.extra.get("mpp_force"), _stamp(row.path)]
+        [
+            *(row.slide_id, row.patient_id, row.mpp, row.extra.get("mpp_force")),
+            *(_stamp(path) for path in paths[row.slide_id]),
+        ]
         for row in rows
     ]
     return Shard(files, _digest(config, described))
 
 
 def _stamp(path: Path) -> list[object]:
-    """Changes when a slide is replaced, also by a copy that keeps an old date."""
+    """Changes when a slide, its mask or regions are replaced, also by a copy of an old date."""
     if not path.is_file():
         return [str(path), "absent"]
     status = path.stat()
@@ -75,7 +80,7 @@ def _stamp(path: Path) -> list[object]:
 
 def _digest(config: PreprocessingConfig, rows: object) -> str:
     speed = {
-        "encoder": {"batch_size", "device"},
+        "encoder": {"batch_size", "device", "compile"},
         "reading": {"cache_mb"},
         "readers": True,
         "shard_size": True,

@@ -10,7 +10,17 @@ from preprocessing.errors import MppError, NoTissue
 from preprocessing.geometry import ResolutionError, TileGeometry, plan_tiles
 from preprocessing.grid import Tiles, make_grid
 from preprocessing.manifest import SlideRow
-from preprocessing.slide import Slide, Thumbnail
+from preprocessing.masks import read_mask
+from preprocessing.overviews import Thumbnail
+from preprocessing.reader import decoded_scale
+from preprocessing.regions import (
+    mask_path,
+    read_regions,
+    region_files,
+    tissue_digest,
+    within_regions,
+)
+from preprocessing.slide import Slide
 from preprocessing.store import QUALITY, Provenance, SlideFeatures
 from preprocessing.tissue import TissueMask, find_tissue
 
@@ -34,9 +44,11 @@ def tile_geometry(slide: Slide, grid: GridConfig) -> TileGeometry:
 def prepare_slide(
     row: SlideRow, slide: Slide, geometry: TileGeometry, config: PreprocessingConfig
 ) -> SlideFeatures:
-    """Raises `NoTissue` where not one tile is left. Encoders, versions and date are still empty."""
+    """Raises `NoTissue` where not one tile is left, `SlideError` for a mask or regions that are
+    missing or of another shape. Quality is not known yet; encoders, versions and date are empty.
+    """
     view, thumbnail = slide.overviews(mpp=config.tissue.mask_mpp, longest_px=_THUMBNAIL_PX)
-    tissue = _tissue_in(view, config.tissue)
+    tissue = _tissue_of(row, slide, view, config.tissue)
     tiles = make_grid(
         slide.pyramid.size_px0,
         geometry,
@@ -44,7 +56,7 @@ def prepare_slide(
         min_tissue=config.grid.min_tissue,
         bounds_px0=slide.bounds_px0,
     )
-    _require_tiles(tiles, tissue, slide, geometry)
+    _require_tiles(row, tiles, tissue, slide=slide, geometry=geometry, config=config.tissue)
     return SlideFeatures(
         provenance=_provenance(
             row, slide, geometry, config=config, tissue=tissue, thumbnail=thumbnail
@@ -79,6 +91,8 @@ def _provenance(
         mpp_x=slide.pyramid.mpp_x,
         mpp_y=slide.pyramid.mpp_y,
         mpp_source=slide.mpp_source,
+        objective_power=slide.objective_power,
+        properties=slide.properties,
         tile_px=geometry.tile_px,
         tile_px0_x=geometry.tile_px0_x,
         tile_px0_y=geometry.tile_px0_y,
@@ -88,7 +102,11 @@ def _provenance(
         effective_mpp_x=geometry.effective_mpp_x,
         effective_mpp_y=geometry.effective_mpp_y,
         read_level=geometry.level,
+        reading=slide.reading,
+        reader=slide.reader,
+        decoded_scale=decoded_scale(slide, geometry),
         tissue=config.tissue,
+        tissue_digest=tissue_digest(row, config.tissue),
         grid=config.grid,
         thumbnail_px0_per_px_x=thumbnail.px0_per_px_x,
         thumbnail_px0_per_px_y=thumbnail.px0_per_px_y,
@@ -98,6 +116,24 @@ def _provenance(
         created="",
         encoders={},
     )
+
+
+def _tissue_of(row: SlideRow, slide: Slide, view: Thumbnail, config: TissueConfig) -> TissueMask:
+    """Found, or as a mask says; of it or in its place what lies in the regions."""
+    path = mask_path(row, config)
+    if path is None:
+        tissue = _tissue_in(view, config)
+    else:
+        tissue = read_mask(
+            path,
+            slide_id=row.slide_id,
+            size_px0=slide.pyramid.size_px0,
+            least_px0_per_px=config.mask_mpp / max(slide.pyramid.mpp_x, slide.pyramid.mpp_y),
+        )
+    if config.regions is None:
+        return tissue
+    regions = read_regions(row, config, slide.bounds_px0)
+    return within_regions(tissue, regions, replace_tissue=config.regions.replace_tissue)
 
 
 def _tissue_in(view: Thumbnail, config: TissueConfig) -> TissueMask:
@@ -118,13 +154,23 @@ def _tissue_in(view: Thumbnail, config: TissueConfig) -> TissueMask:
     return replace(tissue, mask=tissue.mask | (np.asarray(lost) > 0))
 
 
-def _require_tiles(tiles: Tiles, tissue: TissueMask, slide: Slide, geometry: TileGeometry) -> None:
+def _require_tiles(
+    row: SlideRow,
+    tiles: Tiles,
+    tissue: TissueMask,
+    *,
+    slide: Slide,
+    geometry: TileGeometry,
+    config: TissueConfig,
+) -> None:
     if len(tiles) > 0:
         return
     size = slide.pyramid.size_px0
+    drawn = ", ".join(str(path) for path in region_files(row, config))
     raise NoTissue(
-        slide.slide_id,
+        row.slide_id,
         f"{slide.path}: not one tile; tissue covers {tissue.mask.mean():.2%} of {size.width} x "
-        f"{size.height} px and a tile is {geometry.tile_px0_x:.0f} x {geometry.tile_px0_y:.0f} "
-        "px of it; look at the slide, then at grid.min_tissue and the tissue settings",
+        f"{size.height} px{f' by {drawn}' if drawn else ''} and a tile is "
+        f"{geometry.tile_px0_x:.0f} x {geometry.tile_px0_y:.0f} px of it; look at the slide, then "
+        "at grid.min_tissue and the tissue settings",
     )

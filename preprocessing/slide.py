@@ -1,10 +1,14 @@
-"""Whole-slide files through openslide: pyramid, resolution, regions as RGB, read errors as data."""
+"""Whole-slide files: pyramid, resolution, regions as RGB, read errors as data.
+
+openslide opens every slide and says what it is. Pixels come from one of two readers that give the
+same ones: JPEG tiles of TIFF pyramids straight from the file, everything else through openslide,
+which also has the last word wherever a stored tile is missing or damaged.
+"""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from math import ceil, floor
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,68 +18,46 @@ import openslide
 from numpy.typing import NDArray
 from PIL import Image
 
+from preprocessing.config import ReadingConfig
+from preprocessing.direct import DirectLevel
+from preprocessing.direct_check import WHOLE_PX
+from preprocessing.direct_slide import DIRECT, MEGABYTE, DirectSlide
 from preprocessing.errors import UnreadableSlide
 from preprocessing.geometry import Level, Pyramid, Size
 from preprocessing.manifest import SlideRow
 from preprocessing.mpp import find_mpp
+from preprocessing.overviews import Thumbnail, make_overviews
+from preprocessing.properties import kept_properties, objective_power
+from preprocessing.tiff_file import StoredFile
 
 _FINGERPRINT_END_BYTES = 1 << 20
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 1 << 16
-_BLOCK_PX = 2048  # overviews are read in blocks, so that a one-level slide fits into memory
-_SMALLEST_BLOCK_PX = 256  # an unreadable block is quartered down to about this side
-
-_Box = tuple[int, int, int, int]  # left, top, width, height in pixels of some level
-
-
-@dataclass(frozen=True, eq=False)
-class Thumbnail:
-    """(h, w, 3) RGB of the whole slide; one of its pixels is exactly `px0_per_px_x` by
-    `px0_per_px_y` level-0 pixels, the last column and row are averages of what is left.
-
-    `unreadable` (h, w) marks what no level could give; there the picture is white.
-    """
-
-    rgb: NDArray[np.uint8]
-    unreadable: NDArray[np.bool_]
-    px0_per_px_x: float
-    px0_per_px_y: float
-    mpp: float
-
-    def within(self, longest_px: int) -> "Thumbnail":
-        """Shrunk by means over boxes to fit into a square of `longest_px`; never enlarged."""
-        height, width = self.unreadable.shape
-        factor = max(width, height) / longest_px
-        if factor <= 1:
-            return self
-        size = (max(1, round(width / factor)), max(1, round(height / factor)))
-        rgb = Image.fromarray(self.rgb).resize(size, Image.Resampling.BOX)
-        share = Image.fromarray(self.unreadable.astype(np.float32))
-        lost = share.resize(size, Image.Resampling.BOX)
-        x, y = width / size[0], height / size[1]
-        return Thumbnail(
-            np.asarray(rgb),
-            np.asarray(lost) > 0,
-            self.px0_per_px_x * x,
-            self.px0_per_px_y * y,
-            self.mpp * max(x, y),
-        )
+_READING = ReadingConfig()
 
 
 class Slide:
-    """An open slide. Not for use by two threads at once; close it or use `open_slide`.
+    """An open slide. Not for use by two threads at once (`another` opens it again for the second);
+    close it or use `open_slide`.
 
     `fingerprint` is the SHA-256 of the file's length, its first and last MiB, 64 blocks of 64 KiB
     spread evenly over it, and openslide's quickhash: it survives a rename, and a change to any
     stretch longer than a 63rd of the file changes it. Companion files count through the quickhash.
+    `properties` are those of openslide's that say nothing about a person.
     """
 
-    def __init__(self, row: SlideRow) -> None:
+    def __init__(self, row: SlideRow, *, reading: ReadingConfig = _READING) -> None:
         self.slide_id = row.slide_id
         self.path = row.path
+        self.reading = reading
+        self._file: StoredFile | None = None
+        self._sources: dict[int, DirectLevel | str] = {}
+        self._drawn_tiles = openslide.OpenSlideCache(reading.cache_mb * MEGABYTE)
         self._handle = self._open()
         try:
             properties = dict(self._handle.properties)
             self.vendor = properties.get("openslide.vendor", "unknown")
+            self.properties = kept_properties(properties)
+            self.objective_power = objective_power(properties)
             mpp = find_mpp(row, properties)
             self.mpp_source = mpp.source
             self.pyramid = Pyramid(_levels(self._handle), mpp.x, mpp.y)
@@ -84,6 +66,7 @@ class Slide:
         except BaseException:
             self.close()
             raise
+        self._direct = DirectSlide(row.path, self.vendor, self.pyramid, reading)
 
     def __enter__(self) -> Self:
         return self
@@ -98,6 +81,15 @@ class Slide:
 
     def close(self) -> None:
         self._handle.close()
+        if self._file is not None:
+            self._file.close()
+
+    def another(self) -> Self:
+        """A further handle of the same file, for another thread; decoded tiles are shared."""
+        other = copy(self)
+        other._file, other._sources = None, dict(self._sources)
+        other._handle = other._open()
+        return other
 
     def _open(self) -> openslide.OpenSlide:
         if not self.path.exists():
@@ -106,11 +98,37 @@ class Slide:
             )
         try:
             # openslide.open_slide would fall back to a plain-image reader for any TIFF or PNG.
-            return openslide.OpenSlide(str(self.path))
+            handle = openslide.OpenSlide(str(self.path))
         except openslide.OpenSlideError as error:
             raise UnreadableSlide(
                 self.slide_id, f"openslide cannot open {self.path} as a slide: {error}"
             ) from error
+        handle.set_cache(self._drawn_tiles)
+        return handle
+
+    @property
+    def reader(self) -> str:
+        """How levels are read: "direct (<decoder>)" or "openslide: <why not directly>"; where they
+        differ, each by its number.
+        """
+        sources = [self._source(level.index) for level in self.pyramid.levels]
+        said = [f"openslide: {why}" if isinstance(why, str) else DIRECT for why in sources]
+        if len(set(said)) == 1:
+            return said[0]
+        return "; ".join(f"level {n}: {what}" for n, what in enumerate(said))
+
+    def stored_tile(self, level: int) -> Size | None:
+        """The sides of a level's stored tiles where it is read directly; None elsewhere."""
+        source = self._source(level)
+        return source.index.tile if isinstance(source, DirectLevel) else None
+
+    def expect(self, level: int, scale: int, uses: Sequence[int] | None) -> None:
+        """How often each of a level's stored tiles will be wanted at that scale from now on, so
+        that it is held no longer than that; None: nobody knows.
+        """
+        source = self._source(level)
+        if isinstance(source, DirectLevel):
+            source.expect(scale, uses)
 
     def read_region(
         self, level: int, x_px0: float, y_px0: float, size_px: Size
@@ -121,6 +139,59 @@ class Slide:
         """
         self._require_inside(level, x_px0, y_px0, size_px)
         corner = (round(x_px0), round(y_px0))
+        downsample = self.pyramid.levels[level].downsample
+        x, y = corner[0] / downsample, corner[1] / downsample
+        if max(abs(x - round(x)), abs(y - round(y))) < WHOLE_PX:
+            region = self.read_direct(level, round(x), round(y), size_px)
+            if region is not None:
+                return region
+        return self._draw(level, *corner, size_px)
+
+    def read_level(self, level: int, x: int, y: int, size_px: Size) -> NDArray[np.uint8]:
+        """The same from (x, y) in the level's own pixels; where openslide has to draw them, from
+        the nearest level-0 pixel.
+        """
+        region = self.read_direct(level, x, y, size_px)
+        if region is not None:
+            return region
+        downsample = self.pyramid.levels[level].downsample
+        return self.read_region(level, x * downsample, y * downsample, size_px)
+
+    def read_direct(
+        self, level: int, x: int, y: int, size_px: Size, *, scale: int = 1
+    ) -> NDArray[np.uint8] | None:
+        """(h, w, 3) RGB from (x, y) of the level, or of its raster at a scale of 2, 4 or 8.
+
+        None where the direct reader does not serve.
+        """
+        out = np.empty((size_px.height, size_px.width, 3), dtype=np.uint8)
+        return out if self.fill_direct(level, out, x=x, y=y, scale=scale) else None
+
+    def fill_direct(
+        self, level: int, out: NDArray[np.uint8], *, x: int, y: int, scale: int = 1
+    ) -> bool:
+        """The same into `out` (h, w, 3); False where the direct reader does not serve."""
+        source = self._source(level)
+        if isinstance(source, str) or (scale > 1 and not self.reading.scaled_decoding):
+            return False
+        return source.fill(self._stored(), out, x=x, y=y, scale=scale)
+
+    def _source(self, level: int) -> DirectLevel | str:
+        """The level's direct reader, or why openslide reads it."""
+        source = self._sources.get(level)
+        if source is None:
+            source = self._direct.level(level, self._stored, self._draw)
+            self._sources[level] = source
+        return source
+
+    def _stored(self) -> StoredFile:
+        if self._file is None:
+            self._file = StoredFile(self.path)
+        return self._file
+
+    def _draw(self, level: int, x_px0: int, y_px0: int, size_px: Size) -> NDArray[np.uint8]:
+        """A region as openslide draws it."""
+        corner = (x_px0, y_px0)
         try:
             image = self._handle.read_region(corner, level, (size_px.width, size_px.height))
         except openslide.OpenSlideError as error:
@@ -151,81 +222,13 @@ class Slide:
         The first has `mpp` um/px or is finer (coarser only where level 0 is), the second fits into
         a square of `longest_px`. A level that serves both is read once.
         """
-        levels = self.pyramid.levels
-        measured = levels[self.pyramid.coarsest_level_for(mpp) or 0]
-        enough = [n for n in levels if max(n.size.width, n.size.height) >= longest_px]
-        shown = enough[-1] if enough else levels[0]
-        for_mpp = max(1, floor(mpp / max(self.pyramid.mpp_at(measured.index)) + 1e-9))
-        for_size = ceil(max(shown.size.width, shown.size.height) / longest_px)
-        if measured is shown:
-            view = self._reduced(measured, min(for_mpp, for_size))
-            return view, view.within(longest_px)
-        return self._reduced(measured, for_mpp), self._reduced(shown, for_size)
-
-    def _reduced(self, level: Level, factor: int) -> Thumbnail:
-        """Means over `factor` x `factor` pixels of a level, read block by block."""
-        shape = (ceil(level.size.height / factor), ceil(level.size.width / factor))
-        rgb = np.empty((*shape, 3), dtype=np.uint8)
-        unreadable = np.zeros(shape, dtype=bool)
-        for box in _split((0, 0, level.size.width, level.size.height), _BLOCK_PX, factor):
-            left, top, width, height = box
-            rows = slice(top // factor, ceil((top + height) / factor))
-            cols = slice(left // factor, ceil((left + width) / factor))
-            image = self._read_box(level, box).reduce(factor)
-            rgb[rows, cols] = np.asarray(image.convert("RGB"))
-            if image.mode == "RGBA":
-                unreadable[rows, cols] = np.asarray(image.getchannel("A")) < 255
-        if unreadable.all():
-            raise UnreadableSlide(
-                self.slide_id,
-                f"{self.path}: opens, but no region of level {level.index} can be read, nor of a "
-                "finer one",
-            )
-        rgb[unreadable] = 255
-        scale = factor * level.downsample
-        mpp = max(self.pyramid.mpp_x, self.pyramid.mpp_y) * scale
-        return Thumbnail(rgb, unreadable, scale, scale, mpp)
-
-    def _read_box(self, level: Level, box: _Box) -> Image.Image:
-        """A box of level pixels as RGB, or as RGBA, transparent where no level can be read."""
-        left, top, width, height = box
-        longest = max(width, height)
-        side = _BLOCK_PX
-        if longest <= _BLOCK_PX:
-            x_px0, y_px0 = left * level.downsample, top * level.downsample
-            try:
-                region = self.read_region(level.index, x_px0, y_px0, Size(width, height))
-            except UnreadableSlide:
-                if longest <= _SMALLEST_BLOCK_PX:
-                    return self._read_finer(level, box)
-                side = ceil(longest / 2)
-            else:
-                return Image.fromarray(region)
-        image = Image.new("RGBA", (width, height))
-        for part in _split(box, side, 1):
-            image.paste(self._read_box(level, part), (part[0] - left, part[1] - top))
-        return image
-
-    def _read_finer(self, level: Level, box: _Box) -> Image.Image:
-        """The same from the next finer level, averaged; nothing below level 0."""
-        left, top, width, height = box
-        if level.index == 0:
-            return Image.new("RGBA", (width, height))
-        finer = self.pyramid.levels[level.index - 1]
-        ratio = level.downsample / finer.downsample
-        x, right = _scaled(left, width, ratio=ratio, end=finer.size.width)
-        y, bottom = _scaled(top, height, ratio=ratio, end=finer.size.height)
-        first_x, first_y = floor(x), floor(y)
-        source = (first_x, first_y, ceil(right) - first_x, ceil(bottom) - first_y)
-        part = (x - first_x, y - first_y, right - first_x, bottom - first_y)
-        image = self._read_box(finer, source)
-        return image.resize((width, height), Image.Resampling.BOX, box=part)
+        return make_overviews(self, mpp=mpp, longest_px=longest_px)
 
 
 @contextmanager
-def open_slide(row: SlideRow) -> Iterator[Slide]:
+def open_slide(row: SlideRow, *, reading: ReadingConfig = _READING) -> Iterator[Slide]:
     """Raises `UnreadableSlide` or `MppError`, both naming the slide."""
-    with Slide(row) as slide:
+    with Slide(row, reading=reading) as slide:
         yield slide
 
 
@@ -267,17 +270,3 @@ def _on_white(image: Image.Image) -> NDArray[np.uint8]:
     if image.getchannel("A").getextrema() != (255, 255):
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
     return np.array(image.convert("RGB"))
-
-
-def _scaled(first: int, length: int, *, ratio: float, end: int) -> tuple[float, float]:
-    """[first, first + length) in pixels of a finer level, kept inside it: sizes are rounded."""
-    return min(first * ratio, end - 1), min((first + length) * ratio, end)
-
-
-def _split(box: _Box, side: int, factor: int) -> Iterator[_Box]:
-    """Cover a box with boxes of about `side`, aligned to `factor`."""
-    step = max(1, side // factor) * factor
-    left, top, width, height = box
-    for y in range(top, top + height, step):
-        for x in range(left, left + width, step):
-            yield x, y, min(step, left + width - x), min(step, top + height - y)

@@ -15,7 +15,14 @@ from preprocessing.errors import ManifestError, StoreError
 
 @dataclass(frozen=True)
 class SlideStatus:
-    """`tiles` in the store (0 where failed); `error` is for people, `traceback` for the log."""
+    """`tiles` in the store (0 where failed), `tiles_unreadable` among them where they were read;
+    `error` is for people, `traceback` for the log.
+
+    `seconds` are those of the run between the slide before and this one: opening it and writing
+    its store ran beside others. `waited_for_reading` is the share of them in which the encoder
+    had no tiles: near 1 says that more readers or faster storage would help, near 0 that the
+    encoder is the limit.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -23,6 +30,8 @@ class SlideStatus:
     status: Literal["done", "skipped", "failed"]
     tiles: int
     seconds: float
+    tiles_unreadable: int = 0
+    waited_for_reading: float = 0.0
     error: str = ""
     traceback: str = ""
 

@@ -6,15 +6,18 @@
     tissue_fraction  (N,)   float32
     read_error       (N,)   bool     the tile could not be read; its features are NaN
     quality          (N, 3) float32  sharpness, ink, blank (`QUALITY`); NaN where not known
-    features/<name>  (N, D) float16  one array per encoder, uncompressed, chunks of 1-4 MiB
+    features/<name>  (N, D) float16  one array per encoder, uncompressed, chunks of up to 4096 rows
     thumbnail        (h, w, 3) uint8
     tissue_mask      (h, w) bool
     attribute `histomil`             a `Provenance`
 
-A store is written under a partial name and renamed, so `<slide_id>.zarr` is whole or absent.
-zarr reads a lost chunk as zeros without a word, so `open_store` looks at every chunk file.
+Every array has the SHA-256 of its bytes as attribute `sha256`. A store is written under a partial
+name and renamed, so `<slide_id>.zarr` is whole or absent. zarr reads a lost chunk as zeros without
+a word, so `open_store` looks at every chunk file.
 """
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,77 +27,27 @@ from urllib.parse import quote
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
+from preprocessing.array_checks import check_array, rows_fit
 from preprocessing.artefacts import whole_folder
-from preprocessing.config import GridConfig, ReadingConfig, Section, TissueConfig
+from preprocessing.config import QualityConfig
 from preprocessing.errors import NoTissue, StoreError
+from preprocessing.limits import within
+from preprocessing.provenance import SCHEMA_VERSION, EncoderRecord, Provenance
 from preprocessing.zarr_arrays import (
-    READ_FAILURES,
     check_chunks,
+    checksum,
     damaged,
     open_array,
     read_array,
+    recorded_checksum,
+    write_array,
 )
 
-SCHEMA_VERSION = 2
 ATTRIBUTE = "histomil"
 QUALITY = ("sharpness", "ink", "blank")
-_CHUNK_BYTES = 2 << 20
-
-
-class EncoderRecord(Section):
-    """What made one features array; `transform` describes the way from uint8 tile to input."""
-
-    dim: int = Field(gt=0)
-    weight_digest: str
-    transform: str
-    precision: str
-    licence: str
-
-
-class Provenance(Section):
-    """Where every number of a store comes from; kept as the group's JSON attribute."""
-
-    schema_version: int = SCHEMA_VERSION
-    slide_id: str
-    patient_id: str
-    slide_fingerprint: str
-    vendor: str
-    level0_width: int = Field(gt=0)
-    level0_height: int = Field(gt=0)
-    bounds_px0: tuple[int, int, int, int] | None = Field(description="x, y, width, height")
-    mpp_x: float = Field(gt=0)
-    mpp_y: float = Field(gt=0)
-    mpp_source: str
-    objective_power: float | None = None
-    properties: dict[str, str] = Field(default={}, description="the vendor's, of a fixed whitelist")
-    tile_px: int = Field(gt=0)
-    tile_px0_x: float = Field(gt=0)
-    tile_px0_y: float = Field(gt=0)
-    stride_px0_x: float = Field(gt=0)
-    stride_px0_y: float = Field(gt=0)
-    requested_mpp: float = Field(gt=0)
-    effective_mpp_x: float = Field(gt=0)
-    effective_mpp_y: float = Field(gt=0)
-    read_level: int = Field(ge=0)
-    read_level_mpp: tuple[float, float] | None = Field(default=None, description="x, y")
-    reading: ReadingConfig = ReadingConfig()
-    reader: str = Field(default="", description="what decoded the tiles, and why not directly")
-    decoded_scale: int = Field(default=1, description="1/2, 1/4 and 1/8 decoding are 2, 4 and 8")
-    resampling: str = ""
-    extraction_version: int = Field(default=0, description="0: from before it was recorded")
-    tissue: TissueConfig
-    tissue_digest: str = Field(default="", description="of the mask and region files of the slide")
-    grid: GridConfig
-    thumbnail_px0_per_px_x: float = Field(gt=0)
-    thumbnail_px0_per_px_y: float = Field(gt=0)
-    mask_px0_per_px_x: float = Field(gt=0)
-    mask_px0_per_px_y: float = Field(gt=0)
-    imported_from: str = Field(default="", description="the other tool, where it made the tiles")
-    versions: dict[str, str]
-    created: str = Field(description="ISO 8601, UTC")
-    encoders: dict[str, EncoderRecord]
+_NO_LIMITS = QualityConfig()
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,35 +96,58 @@ def write_store(folder: Path, contents: SlideFeatures) -> Path:
     return final
 
 
-def open_store(path: Path) -> "FeatureStore":
-    """Open and check against the schema; `StoreError` says what is missing or of another kind."""
-    group, provenance = _open_group(path)
-    tiles = open_array(group, path, "coords").shape[0]
+def open_store(path: Path, limits: QualityConfig = _NO_LIMITS) -> "FeatureStore":
+    """Open and check against the schema; `StoreError` says what is missing or of another kind.
+
+    `limits` say which of the readable tiles are `usable`.
+    """
+    provenance = _read_provenance(path)
+    tiles = open_array(path, "coords").shape[0]
+    checksums = {}
     for key, (dtype, shape) in _schema(tiles, provenance).items():
-        array = open_array(group, path, key)
-        _check_array(f"{path}: {key}", array, dtype=dtype, shape=shape)
+        array = open_array(path, key)
+        check_array(f"{path}: {key}", array, dtype=dtype, shape=shape)
         check_chunks(path / key, array)
-    return FeatureStore(path, group, provenance)
+        checksums[key] = recorded_checksum(path / key, array)
+    return FeatureStore(path, provenance, limits, checksums, tiles=tiles)
 
 
 class FeatureStore:
-    """An open, checked store. Small arrays are read at once, pictures and features when asked."""
+    """An open, checked store; its arrays are read when asked for, all but features once."""
 
-    def __init__(self, path: Path, group: zarr.Group, provenance: Provenance) -> None:
+    def __init__(
+        self,
+        path: Path,
+        provenance: Provenance,
+        limits: QualityConfig,
+        checksums: dict[str, str],
+        *,
+        tiles: int,
+    ) -> None:
         self.path = path
         self.provenance = provenance
-        self._group = group
-        self.coords_px0: NDArray[np.int32] = self._read("coords")
-        self.tissue_fraction: NDArray[np.float32] = self._read("tissue_fraction")
-        self.read_error: NDArray[np.bool_] = self._read("read_error")
-        self.quality: NDArray[np.float32] = self._read("quality")
+        self._limits = limits
+        self._checksums = checksums
+        self._tiles = tiles
 
     def __len__(self) -> int:
-        return len(self.coords_px0)
+        return self._tiles
 
-    @property
-    def usable(self) -> NDArray[np.bool_]:
-        return ~self.read_error
+    @cached_property
+    def coords_px0(self) -> NDArray[np.int32]:
+        return self._read("coords")
+
+    @cached_property
+    def tissue_fraction(self) -> NDArray[np.float32]:
+        return self._read("tissue_fraction")
+
+    @cached_property
+    def read_error(self) -> NDArray[np.bool_]:
+        return self._read("read_error")
+
+    @cached_property
+    def quality(self) -> NDArray[np.float32]:
+        return self._read("quality")
 
     @cached_property
     def thumbnail(self) -> NDArray[np.uint8]:
@@ -180,6 +156,14 @@ class FeatureStore:
     @cached_property
     def tissue_mask(self) -> NDArray[np.bool_]:
         return self._read("tissue_mask")
+
+    @cached_property
+    def usable(self) -> NDArray[np.bool_]:
+        """(N,) the tiles that could be read and are within the limits."""
+        usable = ~self.read_error
+        if self._limits != _NO_LIMITS:
+            usable[usable] = within(self.quality[usable], self._limits, str(self.path))
+        return usable
 
     @property
     def encoders(self) -> tuple[str, ...]:
@@ -199,8 +183,30 @@ class FeatureStore:
         self.encoder_record(encoder)
         return self._read(features_key(encoder))
 
+    def verified_features(self, encoder: str) -> NDArray[np.float16]:
+        """As `features`; `StoreError` unless they are, bit for bit, what was written."""
+        self.encoder_record(encoder)
+        return self._verified(features_key(encoder))
+
+    def verify(self) -> None:
+        """Reads every array; `StoreError` for the first that is not what was written."""
+        for key in self._checksums:
+            self._verified(key)
+
+    def content(self, encoder: str) -> str:
+        """A digest of the features of the usable tiles, their order and their places."""
+        self.encoder_record(encoder)
+        written = [self._checksums[key] for key in ("coords", features_key(encoder))]
+        return hashlib.sha256(" ".join([*written, checksum(self.usable)]).encode()).hexdigest()
+
+    def _verified(self, key: str) -> NDArray[Any]:
+        values, wanted = self._read(key), self._checksums[key]
+        if checksum(values) != wanted:
+            raise damaged(self.path / key, f"its values are not those written (SHA-256 {wanted})")
+        return values
+
     def _read(self, key: str) -> NDArray[Any]:
-        return read_array(self._group, self.path, key)
+        return read_array(self.path, key)
 
 
 def _schema(tiles: int, provenance: Provenance) -> dict[str, tuple[str, tuple[int | None, ...]]]:
@@ -232,23 +238,6 @@ def _arrays_of(contents: SlideFeatures) -> dict[str, NDArray[Any]]:
     }
 
 
-def _check_array(
-    where: str,
-    array: "zarr.Array[Any] | NDArray[Any]",
-    *,
-    dtype: str,
-    shape: tuple[int | None, ...],
-) -> None:
-    fits = len(array.shape) == len(shape) and all(
-        want in (None, got) for want, got in zip(shape, array.shape, strict=True)
-    )
-    if not fits or str(array.dtype) != dtype:
-        wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
-        raise StoreError(
-            f"{where}: expected {dtype} {wanted}, got {array.dtype} {tuple(array.shape)}"
-        )
-
-
 def _check_contents(arrays: dict[str, NDArray[Any]], contents: SlideFeatures) -> None:
     provenance = contents.provenance
     where = f"slide {provenance.slide_id!r}"
@@ -258,10 +247,9 @@ def _check_contents(arrays: dict[str, NDArray[Any]], contents: SlideFeatures) ->
             f"got {sorted(contents.features)}"
         )
     for key, (dtype, shape) in _schema(len(contents.coords_px0), provenance).items():
-        _check_array(f"{where}: {key}", arrays[key], dtype=dtype, shape=shape)
+        check_array(f"{where}: {key}", arrays[key], dtype=dtype, shape=shape)
     for name, values in contents.features.items():
-        finite, absent = np.isfinite(values).all(axis=1), np.isnan(values).all(axis=1)
-        bad = np.flatnonzero(~np.where(contents.read_error, absent, finite))
+        bad = np.flatnonzero(~rows_fit(values, contents.read_error))
         if len(bad):
             raise StoreError(
                 f"{where}: encoder {name!r}: expected finite rows for readable tiles and NaN for "
@@ -273,31 +261,27 @@ def _check_contents(arrays: dict[str, NDArray[Any]], contents: SlideFeatures) ->
 def _write_group(path: Path, arrays: dict[str, NDArray[Any]], provenance: Provenance) -> None:
     group = zarr.create_group(path, zarr_format=3)
     for key, values in arrays.items():
-        is_features = key.startswith("features/")
-        rows = max(1, _CHUNK_BYTES // values[0].nbytes) if is_features else len(values)
-        group.create_array(
-            key,
-            data=np.ascontiguousarray(values),
-            chunks=(min(rows, len(values)), *values.shape[1:]),
-            # Features do not compress, and whole bags read twice as fast without a codec.
-            compressors=None if is_features else "auto",
-            # Chunks of zeros would be left out otherwise, and look like lost ones.
-            config={"write_empty_chunks": True},
-        )
+        write_array(group, key, values, raw=key.startswith("features/"))
     # Last, so that a copy that stopped early is likely to lack it.
     group.attrs[ATTRIBUTE] = provenance.model_dump(mode="json")
 
 
-def _open_group(path: Path) -> tuple[zarr.Group, Provenance]:
+def _read_provenance(path: Path) -> Provenance:
     if not path.is_dir():
         raise StoreError(f"{path}: no such feature store; extract the slide's features first")
     if ".partial-" in path.name:
         raise damaged(path, "its name says that it was never finished")
     try:
-        group = zarr.open_group(path, mode="r", zarr_format=3)
-    except READ_FAILURES as error:
-        raise StoreError(f"{path}: expected a zarr v3 group, got {error}") from error
-    record = group.attrs.get(ATTRIBUTE)
+        root = json.loads((path / "zarr.json").read_bytes())
+        kind = root["zarr_format"], root["node_type"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"{path}: expected a zarr v3 group, got {error!r}") from error
+    if kind != (3, "group"):
+        raise StoreError(f"{path}: expected a zarr v3 group, got {kind[1]!r} of version {kind[0]}")
+    return _provenance(path, (root.get("attributes") or {}).get(ATTRIBUTE))
+
+
+def _provenance(path: Path, record: object) -> Provenance:
     if not isinstance(record, dict):
         raise StoreError(f"{path}: no attribute {ATTRIBUTE!r}: not a histomil store or unfinished")
     version = record.get("schema_version")
@@ -307,6 +291,6 @@ def _open_group(path: Path) -> tuple[zarr.Group, Provenance]:
             "extract the features again or use the version that wrote them"
         )
     try:
-        return group, Provenance.model_validate(record)
+        return Provenance.model_validate(record)
     except ValidationError as error:
         raise StoreError(f"{path}: attribute {ATTRIBUTE!r} is not a provenance: {error}") from error

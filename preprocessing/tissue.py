@@ -3,6 +3,8 @@
 Saturation, 1 - min(r, g, b) / max(r, g, b), is the spread of optical density over the channels:
 stain has it at any strength, while glass, dust, shadows and black borders have none. Colours are
 divided by the glass colour first, so `r`, `g`, `b` below are transmissions in 0..1.
+
+Fat is glass between membranes too thin for that; where it adjoins tissue it is found by them.
 """
 
 from dataclasses import dataclass
@@ -12,32 +14,45 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
-from scipy import ndimage
+from PIL import Image
 from skimage.filters import threshold_otsu
 
 from preprocessing.config import TissueConfig
+from preprocessing.fat import fat_beside, saturation
+from preprocessing.ink import (
+    is_black,
+    is_cold_rim,
+    is_pale_ink,
+    is_red_ink,
+    is_red_rim,
+    is_vivid_ink,
+)
+from preprocessing.rasters import (
+    Mask,
+    byte_quantile,
+    closed,
+    dilated,
+    grown_within,
+    median3,
+    without_small,
+)
 
 # Otsu always splits, also mere noise or mere tissue: below the floor nothing counts as stained
 # (after the medians, noise of sigma 6 on glass stays under 0.02 in 99.9 % of the pixels), above the
 # ceiling everything does (pale stroma has 0.1).
 _SATURATION_FLOOR = 0.04
 _SATURATION_CEILING = 0.10
-_MEDIAN_PX, _MEDIAN_PASSES = 3, 2
+_MEDIAN_PASSES = 2
 _CLOSING_UM = 16.0
 # How far the soft rim of ink, of a black border, or JPEG colour bleeding may reach.
 _RIM_UM = 40.0
 # Smaller dark or coloured specks are pigment, folds or dust inside tissue, not strokes of a pen.
 _LEAST_INK_UM2 = 10_000.0
-# Ruifrok's haematoxylin vector reaches 0.6 at optical density 1, which tissue has in nuclei alone:
-# if those were at 1.5 and covered 60 % of a ground at 0.3, the average would be 0.5.
-_MOST_SATURATED_HAEMATOXYLIN = 0.6
+_LEAST_COLD_INK_UM2 = 2_500.0  # nothing in tissue is green
 _DIMMEST_GLASS = 120
 _LEAST_GLASS = 0.01
 _MOST_BLACK = 0.5
 _BLACK = 60
-
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,14 +135,18 @@ def find_tissue(
     height, width = rgb.shape[:2]
     scale_x, scale_y = thumbnail.shape[1] / width, thumbnail.shape[0] / height
     mask_mpp = mpp * (scale_x * scale_y) ** 0.5
-    planes = _smooth_planes(rgb)
-    glass = _is_glass(planes)
-    if glass.mean() < _LEAST_GLASS and (planes.max(axis=0) < _BLACK).mean() > _MOST_BLACK:
+    planes = np.ascontiguousarray(rgb.transpose(2, 0, 1))
+    smooth = np.stack([_smooth(plane) for plane in planes])
+    glass = _is_glass(smooth)
+    if glass.mean() < _LEAST_GLASS and (smooth.max(axis=0) < _BLACK).mean() > _MOST_BLACK:
         mask = np.zeros((height, width), dtype=np.bool_)
     else:
-        colour = _transmission(planes, glass)
+        white = _glass_colour(smooth, glass)
+        colour = _transmission(smooth, white)
         foreign = _foreign(colour, mask_mpp)
-        mask = _clean(_stained(colour, foreign), foreign, config, mask_mpp)
+        tissue = _clean(_stained(colour, foreign), foreign, config, mask_mpp)
+        fat = fat_beside(planes, white, tissue, foreign=foreign, mpp=mask_mpp)
+        mask = _clean(tissue | fat, foreign, config, mask_mpp) if fat.any() else tissue
     return TissueMask(mask, px0_per_px_x * scale_x, px0_per_px_y * scale_y)
 
 
@@ -140,12 +159,11 @@ def _reduced(rgb: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(rgb).resize(target, Image.Resampling.BOX))
 
 
-def _smooth_planes(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(3, h, w) after medians: of colours, because the saturation of noise has a positive mean."""
-    picture = Image.fromarray(rgb)
+def _smooth(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Medians of colours, because the saturation of noise has a positive mean."""
     for _ in range(_MEDIAN_PASSES):
-        picture = picture.filter(ImageFilter.MedianFilter(_MEDIAN_PX))
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+        plane = median3(plane)
+    return plane
 
 
 def _is_glass(planes: NDArray[np.uint8]) -> Mask:
@@ -153,85 +171,57 @@ def _is_glass(planes: NDArray[np.uint8]) -> Mask:
 
     Planes are (3, h, w) here and below.
     """
-    red, green, blue = planes.astype(np.int16)
+    red, green, blue = planes
     low, high = planes.min(axis=0), planes.max(axis=0)
-    bright = low >= max(_DIMMEST_GLASS, 0.8 * np.percentile(low, 99))
-    return bright & (high - low <= 25) & (green >= np.minimum(red, blue) - 6)
+    bright = low >= max(_DIMMEST_GLASS, 0.8 * byte_quantile(low, 0.99))
+    pink = np.minimum(red, blue) > np.minimum(green, 249) + 6  # the sum stays a byte
+    return bright & (high - low <= 25) & ~pink
 
 
-def _transmission(planes: NDArray[np.uint8], glass: Mask) -> NDArray[np.float32]:
-    """Colours divided by the median glass colour; by white where too little glass is seen."""
-    white = np.full(3, 255.0)
-    if glass.mean() >= _LEAST_GLASS:
-        white = np.median(planes[:, glass], axis=1)
-    return np.minimum(planes / white.astype(np.float32)[:, None, None], 1)
+def _glass_colour(planes: NDArray[np.uint8], glass: Mask) -> NDArray[np.float32]:
+    """(3,) the median colour of glass; white where too little glass is seen.
+
+    What was not scanned is pure white and no glass, unless there is no other.
+    """
+    scanned = glass & (planes.min(axis=0) < 255)
+    if scanned.mean() >= _LEAST_GLASS:
+        glass = scanned
+    if glass.mean() < _LEAST_GLASS:
+        return np.full(3, 255, dtype=np.float32)
+    return np.array([byte_quantile(plane[glass], 0.5) for plane in planes], dtype=np.float32)
 
 
-def _saturation(colour: NDArray[np.float32]) -> NDArray[np.float32]:
-    return 1 - colour.min(axis=0) / np.maximum(colour.max(axis=0), 1 / 255)
+def _transmission(planes: NDArray[np.uint8], white: NDArray[np.float32]) -> NDArray[np.float32]:
+    colour = planes / white[:, None, None]
+    return np.minimum(colour, 1, out=colour)
 
 
 def _stained(colour: NDArray[np.float32], foreign: Mask) -> Mask:
-    saturation = _saturation(colour)
-    candidates = saturation[~foreign]
+    saturated = saturation(colour)
+    candidates = saturated[~foreign]
     threshold = _SATURATION_FLOOR
     if candidates.size and candidates.min() < candidates.max():
         threshold = min(max(threshold, float(threshold_otsu(candidates))), _SATURATION_CEILING)
-    return (saturation > threshold) & ~foreign
+    return (saturated > threshold) & ~foreign
 
 
 def _foreign(colour: NDArray[np.float32], mpp: float) -> Mask:
-    """Ink of four colours, black borders, and their rims.
-
-    Haematoxylin and eosin take no less green than red, so strongly blue, green or cyan with less
-    red than green is ink. Haematoxylin without eosin (IHC) may look blue, but an average over some
-    um of its tissue is never as saturated as ink. Red ink takes blue as much as green does, eosin
-    and haematoxylin do not.
-    """
-    red, green, blue = colour
-    saturation, high = _saturation(colour), colour.max(axis=0)
-    black = (high < 0.2) | ((high < 0.43) & (high - colour.min(axis=0) < 0.1))
-    cold = ((green - red > 0.2) & (saturation > 0.3)) | (
-        (blue - red > 0.25) & (green - red > -0.04) & (saturation > _MOST_SATURATED_HAEMATOXYLIN)
-    )
-    cold_rim = (green - red > 0.02) | ((blue - red > 0.05) & (green - red > -0.02))
-    # In between, so that brown chromogens, with far less blue than green, are not taken for ink.
-    warm = (saturation > 0.6) & (np.abs(blue - green) < 0.2 * (red - green))
-    warm_rim = np.abs(blue - green) < 0.3 * (red - green)
-    black, cold, warm = (_without_small(m, _LEAST_INK_UM2 / mpp**2) for m in (black, cold, warm))
+    """Ink, black borders, and their rims."""
+    low, high = colour.min(axis=0), colour.max(axis=0)
+    least_px, least_cold_px = _LEAST_INK_UM2 / mpp**2, _LEAST_COLD_INK_UM2 / mpp**2
+    black = without_small(is_black(low, high), least_px)
+    red = without_small(is_red_ink(*colour, low=low, high=high), least_px)
+    vivid = without_small(is_vivid_ink(*colour, low=low, high=high), least_cold_px)
+    pale = without_small(is_pale_ink(*colour[:2], low=low, high=high), least_cold_px)
     # No further than a rim: IHC tissue has the colours of a cold rim all over.
     steps = ceil(_RIM_UM / mpp)
-    cold_ink = _grown(cold, steps=steps, within=cold | cold_rim)
-    warm_ink = _grown(warm, steps=steps, within=warm | warm_rim)
-    return _grown(cold_ink | black, steps=2) | warm_ink
-
-
-def _grown(mask: Mask, *, steps: int, within: Mask | None = None) -> Mask:
-    """Dilated by so many pixels."""
-    grown = np.zeros_like(mask)
-    ndimage.binary_dilation(mask, iterations=steps, mask=within, output=grown)
-    return grown
+    cold = grown_within(vivid, steps=steps, within=vivid | is_cold_rim(*colour)) | pale
+    red = grown_within(red, steps=steps, within=red | is_red_rim(*colour))
+    return dilated(cold | black, 2) | red
 
 
 def _clean(stained: Mask, foreign: Mask, config: TissueConfig, mpp: float) -> Mask:
     """Close gaps, fill small holes, drop small islands; foreign matter stays out."""
-    radius = max(1, round(_CLOSING_UM / mpp))
-    grid_y, grid_x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-    disk = grid_x**2 + grid_y**2 <= radius**2
-    # Padded, because a closing without surroundings eats tissue along the edge of the picture.
-    padded = np.pad(stained, radius, mode="edge")
-    inner = slice(radius, -radius)
-    closed = np.zeros_like(padded)
-    ndimage.binary_closing(padded, structure=disk, output=closed)
-    whole = ~_without_small(~closed[inner, inner], config.max_hole_um2 / mpp**2) & ~foreign
-    return _without_small(whole, config.min_area_um2 / mpp**2)
-
-
-def _without_small(mask: Mask, least_px: float) -> Mask:
-    """The mask less its connected parts of fewer than `least_px` pixels."""
-    labels = np.zeros(mask.shape, dtype=np.int32)
-    ndimage.label(mask, output=labels)
-    areas = np.bincount(labels.ravel())
-    kept = areas >= least_px
-    kept[0] = False
-    return kept[labels]
+    whole = closed(stained, max(1, round(_CLOSING_UM / mpp)))
+    whole = ~without_small(~whole, config.max_hole_um2 / mpp**2) & ~foreign
+    return without_small(whole, config.min_area_um2 / mpp**2)

@@ -86,7 +86,11 @@ def manifest_columns(wildcards):
 def split_settings(wildcards):
     mil = STUDY.mil
     return digest(
-        mil.labels, mil.split, question(wildcards), manifest_columns(wildcards)
+        mil.labels,
+        mil.split,
+        question(wildcards),
+        manifest_columns(wildcards),
+        STUDY.preprocessing.quality,
     )
 
 

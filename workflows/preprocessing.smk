@@ -22,7 +22,7 @@ rule extract:
         f"{OUT}/features/shards/{{shard}}.json",
     log:
         f"{OUT}/logs/extract/{{shard}}.log",
-    threads: 2
+    threads: max(2, STUDY.preprocessing.readers)
     resources:
         gpu=gpus(STUDY.preprocessing.encoder.device),
     params:

@@ -31,7 +31,9 @@ rule apply:
     log:
         f"{OUT}/logs/apply/{{name}}.log",
     params:
-        settings=digest(STUDY.mil.labels, STUDY.mil.bootstrap),
+        settings=digest(
+            STUDY.mil.labels, STUDY.mil.bootstrap, STUDY.preprocessing.quality
+        ),
     shell:
         "(export OMP_NUM_THREADS={threads}; {HISTOMIL} predict {ARGS} --apply {wildcards.name} && "
         "{HISTOMIL} heatmap {ARGS} --apply {wildcards.name}) 2>&1 | tee {log:q}"

@@ -59,16 +59,13 @@ def status(study: StudyConfig, _: argparse.Namespace) -> int:
     return 0
 
 
-def check(study: StudyConfig, _: argparse.Namespace) -> int:
-    from preprocessing.process_list import read_process_list
+def inspect_slides(parsed: argparse.Namespace) -> int:
+    from preprocessing.inspection import run_inspect
 
-    failed = [s for s in read_process_list(study.features_dir) if s.status == "failed"]
-    for slide in failed:
-        print(f"histomil: failed: {slide.error}", file=sys.stderr)
-    if failed:
-        print(
-            f"histomil: {len(failed)} slide(s) failed, all others are done; correct them or take "
-            "them out of the manifest, and run again",
-            file=sys.stderr,
-        )
-    return 1 if failed else 0
+    return run_inspect(
+        parsed.paths,
+        json=parsed.json,
+        csv=parsed.csv,
+        manifest=parsed.manifest,
+        patient_is_slide=parsed.patient_is_slide,
+    )

@@ -1,16 +1,13 @@
-"""What there is to choose from, and how fast this machine is."""
+"""What there is to choose from."""
 
 import argparse
-import json
 import shutil
 
 
 def list_encoders(_: argparse.Namespace) -> int:
-    from preprocessing.encoders.registry import REGISTRY
+    from preprocessing.encoders.registry import encoder_lines
 
-    for spec in REGISTRY.values():
-        gate = "gated" if spec.gated else "open"
-        print(f"{spec.name:16} {spec.dim:5} dims  {spec.input_px} px  {gate:6} {spec.licence}")
+    print("\n".join(encoder_lines(shutil.get_terminal_size((120, 24)).columns)))
     return 0
 
 
@@ -25,12 +22,4 @@ def list_methods(parsed: argparse.Namespace) -> int:
     from mil.models.config import method_lines
 
     print("\n".join(method_lines(parsed.name)))
-    return 0
-
-
-def bench(parsed: argparse.Namespace) -> int:
-    from mil.bench.train import as_record, as_table, bench_training
-
-    measured = bench_training(device=parsed.device, repeats=parsed.repeats)
-    print(json.dumps(as_record(measured)) if parsed.json else as_table(measured))
     return 0

@@ -4,6 +4,9 @@ Tiles lie on a lattice: tile k starts at origin + k·stride and is r = tile/stri
 Between two starts the covering tiles change at most once, at the fractional part f of r, so an axis
 is cut into the intervals [k, k+f) and [k+f, k+1) strides. Inside a cell of this grid the set of
 covering tiles is constant and the mean over them exact: no tile reaches over its own edge.
+
+Other tools give every piece of tissue a lattice of its own. Where a layout allows that, an axis is
+cut at every start and end of a tile instead.
 """
 
 from __future__ import annotations
@@ -21,57 +24,58 @@ _MAX_ROUNDING_PX0 = 1.0  # corners are rounded to whole pixels, the origin is es
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """One axis of the lattice: `index` (N,) of each tile, and the cells along it."""
+    """One axis cut into cells at `edges_px0` (cells + 1,).
 
-    origin_px0: float
-    stride_px0: float
-    tile_px0: float
-    index: NDArray[np.intp]
+    Tile i covers the cells `first[i]` to `last[i]` - 1.
+    """
 
-    @property
-    def _strides(self) -> tuple[int, float]:
-        ratio = self.tile_px0 / self.stride_px0
-        whole = int(np.floor(ratio + 1e-6))
-        part = ratio - whole
-        return whole, (part if part > 1e-6 else 0.0)
-
-    @property
-    def cells_per_stride(self) -> int:
-        return 2 if self._strides[1] else 1
-
-    @property
-    def cells_per_tile(self) -> int:
-        whole, part = self._strides
-        return 2 * whole + 1 if part else whole
+    edges_px0: NDArray[np.float64]
+    first: NDArray[np.intp]
+    last: NDArray[np.intp]
 
     @property
     def cells(self) -> int:
-        return int(self.index.max()) * self.cells_per_stride + self.cells_per_tile
-
-    def edges_px0(self) -> NDArray[np.float64]:
-        """(cells + 1,) where the cells begin and end."""
-        cell = np.arange(self.cells + 1)
-        start = cell // self.cells_per_stride + (cell % self.cells_per_stride) * self._strides[1]
-        return self.origin_px0 + start * self.stride_px0
+        return len(self.edges_px0) - 1
 
     def cell_at(self, position_px0: NDArray[np.floating]) -> NDArray[np.intp]:
-        """The cell that holds each position, -1 outside of the lattice."""
-        cell = np.searchsorted(self.edges_px0(), position_px0, side="right") - 1
+        """The cell that holds each position, -1 outside of the axis."""
+        cell = np.searchsorted(self.edges_px0, position_px0, side="right") - 1
         return np.where(cell < self.cells, cell, -1)
 
 
-def _axis(starts_px0: NDArray[np.int32], *, stride_px0: float, tile_px0: float) -> Axis:
-    first = float(starts_px0.min())
-    index = np.rint((starts_px0 - first) / stride_px0)
-    residual = starts_px0 - first - index * stride_px0
+def _on_lattice(starts_px0: NDArray[np.int32], *, stride_px0: float, tile_px0: float) -> Axis:
+    lowest = float(starts_px0.min())
+    index = np.rint((starts_px0 - lowest) / stride_px0)
+    residual = starts_px0 - lowest - index * stride_px0
     if np.ptp(residual) > _MAX_ROUNDING_PX0 + 1e-6:
         raise StoreError(
             f"tile corners are {np.ptp(residual):.2f} px off a lattice of {stride_px0:g} px; "
             "expected coordinates and stride of the same grid"
         )
     # The middle of the residuals is the lattice's origin, within half a level-0 pixel.
-    origin = first + float(residual.min() + residual.max()) / 2
-    return Axis(origin, stride_px0, tile_px0, index.astype(np.intp))
+    origin = lowest + float(residual.min() + residual.max()) / 2
+    whole = int(np.floor(tile_px0 / stride_px0 + 1e-6))
+    part = tile_px0 / stride_px0 - whole
+    per_stride, per_tile = (2, 2 * whole + 1) if part > 1e-6 else (1, whole)
+    first = index.astype(np.intp) * per_stride
+    cell = np.arange(int(first.max()) + per_tile + 1)
+    edges = cell // per_stride + (cell % per_stride) * part
+    return Axis(origin + edges * stride_px0, first, first + per_tile)
+
+
+def _between_corners(starts_px0: NDArray[np.int32], *, tile_px0: float) -> Axis:
+    """Corners that rounding alone may have parted are one edge."""
+    corners = np.unique(np.concatenate([starts_px0, starts_px0 + tile_px0]))
+    edges = [float(corners[0])]
+    for corner in corners.tolist():
+        if corner - edges[-1] > _MAX_ROUNDING_PX0:
+            edges.append(corner)
+    cuts = np.array(edges)
+    first, last = (
+        np.searchsorted(cuts, ends, side="right") - 1
+        for ends in (starts_px0, starts_px0 + tile_px0)
+    )
+    return Axis(cuts, first, last)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,16 +88,7 @@ class Lattice:
     @classmethod
     def of(cls, layout: TileLayout) -> Lattice:
         try:
-            return cls(
-                *(
-                    _axis(
-                        layout.coords_px0[:, i],
-                        stride_px0=layout.stride_px0[i],
-                        tile_px0=layout.tile_px0[i],
-                    )
-                    for i in (0, 1)
-                )
-            )
+            return cls(*(_axis(layout, i) for i in (0, 1)))
         except StoreError as error:
             raise StoreError(f"slide {layout.slide_id!r}: {error}") from error
 
@@ -101,13 +96,24 @@ class Lattice:
         """(y.cells, x.cells) mean of `values` (N,) over the tiles on a cell, NaN where none is."""
         total = np.zeros((self.y.cells, self.x.cells))
         count = np.zeros_like(total)
-        row0 = self.y.index * self.y.cells_per_stride
-        col0 = self.x.index * self.x.cells_per_stride
-        for row in range(self.y.cells_per_tile):
-            for col in range(self.x.cells_per_tile):
-                np.add.at(total, (row0 + row, col0 + col), values)
-                np.add.at(count, (row0 + row, col0 + col), 1)
+        rows, columns = self.y.last - self.y.first, self.x.last - self.x.first
+        for row in range(rows.max()):
+            for column in range(columns.max()):
+                covers = (row < rows) & (column < columns)
+                cells = (self.y.first[covers] + row, self.x.first[covers] + column)
+                np.add.at(total, cells, values[covers])
+                np.add.at(count, cells, 1)
         return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+def _axis(layout: TileLayout, i: int) -> Axis:
+    starts_px0, tile_px0 = layout.coords_px0[:, i], layout.tile_px0[i]
+    try:
+        return _on_lattice(starts_px0, stride_px0=layout.stride_px0[i], tile_px0=tile_px0)
+    except StoreError:
+        if layout.one_lattice:
+            raise
+        return _between_corners(starts_px0, tile_px0=tile_px0)
 
 
 def tile_raster(

@@ -34,13 +34,11 @@ def connected_regions(layout: TileLayout, chosen: NDArray[np.bool_]) -> list[Reg
     covered = np.nan_to_num(lattice.cell_means(chosen.astype(np.float64))) > 0
     labels = np.zeros(covered.shape, dtype=np.intp)
     ndimage.label(covered, output=labels)  # neighbours across an edge, not across a corner
-    row0 = lattice.y.index * lattice.y.cells_per_stride
-    col0 = lattice.x.index * lattice.x.cells_per_stride
-    label_of_tile = np.where(chosen, labels[row0, col0], 0)
+    label_of_tile = np.where(chosen, labels[lattice.y.first, lattice.x.first], 0)
     low = layout.coords_px0.min(axis=0)
     high = np.floor(layout.coords_px0.max(axis=0) + np.array(layout.tile_px0))
-    edges_x = np.clip(np.rint(lattice.x.edges_px0()), low[0], high[0]).astype(int)
-    edges_y = np.clip(np.rint(lattice.y.edges_px0()), low[1], high[1]).astype(int)
+    edges_x = np.clip(np.rint(lattice.x.edges_px0), low[0], high[0]).astype(int)
+    edges_y = np.clip(np.rint(lattice.y.edges_px0), low[1], high[1]).astype(int)
     regions = []
     for label, (rows, cols) in enumerate(ndimage.find_objects(labels), start=1):
         cells = labels[rows, cols] == label

@@ -7,7 +7,7 @@ that holds this tile alone. Both are kept, side by side.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -34,7 +34,8 @@ class TileLayout:
     """Where N >= 1 tiles of a slide lie.
 
     `coords_px0` (N, 2) int32 are top-left corners, rounded from a lattice of `stride_px0`; pairs
-    are (x, y) or (width, height). `mpp` is that of level 0.
+    are (x, y) or (width, height). `mpp` is that of level 0. `one_lattice` is False where another
+    tool may have given every piece of tissue a lattice of its own.
     """
 
     slide_id: str
@@ -43,13 +44,15 @@ class TileLayout:
     tile_px0: tuple[float, float]
     stride_px0: tuple[float, float]
     mpp: tuple[float, float]
+    one_lattice: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         tiles = len(self.coords_px0)
         if tiles == 0 or self.coords_px0.shape != (tiles, 2):
             raise StoreError(
                 f"slide {self.slide_id!r}: expected coordinates (N, 2) of one usable tile or "
-                f"more, got shape {self.coords_px0.shape}; look at its tissue mask and read errors"
+                f"more, got shape {self.coords_px0.shape}; look at its tissue mask, read errors "
+                "and limits of quality"
             )
         if self.tissue_fraction.shape != (tiles,):
             raise StoreError(
@@ -69,7 +72,9 @@ class TileLayout:
 
     @classmethod
     def of_store(cls, store: FeatureStore) -> TileLayout:
-        """The tiles of `store` that could be read; the others have no place on a map."""
+        """The usable tiles of `store`: those that could not be read, or are beyond the limits of
+        quality, have no place on a map.
+        """
         origin = store.provenance
         return TileLayout(
             slide_id=origin.slide_id,
@@ -78,6 +83,7 @@ class TileLayout:
             tile_px0=(origin.tile_px0_x, origin.tile_px0_y),
             stride_px0=(origin.stride_px0_x, origin.stride_px0_y),
             mpp=(origin.mpp_x, origin.mpp_y),
+            one_lattice=not origin.imported_from,
         )
 
 
@@ -153,7 +159,7 @@ def score_slide(
 ) -> TileScores:
     """Scores the usable tiles of a slide: row i of `features` (N, D) is tile i of `layout`.
 
-    Tiles that could not be read are in neither. `label` names the checkpoint and its fold; `before`
+    Tiles that cannot be used are in neither. `label` names the checkpoint and its fold; `before`
     and `after` are features of the other slides of the bag, in its order, where it is a patient's.
     The model answers in evaluation mode and is left in the mode in which it came.
     """

@@ -2,17 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from preprocessing.errors import ConfigError, EncoderUnavailable
+
+if TYPE_CHECKING:
+    import torch
 
 Rgb = tuple[float, float, float]
 # model: what the network returns; cls: class token; cls+mean: class token, then the mean of the
 # patch tokens; map mean: mean over the last feature map; pooler: a transformers `pooler_output`.
 Pooling = Literal["model", "cls", "cls+mean", "map mean", "pooler"]
+Stain = Literal["none", "macenko", "reinhard"]
+Precision = Literal["float32", "float16", "bfloat16"]
+# file: a checkpoint in a hub repository, loaded into the row's own architecture.
+Loader = Literal["package", "timm", "transformers", "file", "torchscript"]
 IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
 IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
 
@@ -23,14 +27,18 @@ class EncoderSpec:
 
     `mean` and `std` apply to pixels in 0..1. A tile of `tile_px` is cropped about its centre to
     `crop_px`, if that is set; `any_tile_px` networks take other tiles as well. `mpp` is the
-    interval that the authors recommend. `checked` means that the weights were loaded and the
-    numbers compared; other rows follow published loading code. `weight_digest` is known only for
-    weights that a pinned package ships.
+    interval that the authors recommend; `precision` that of the published loading code.
+
+    `architecture` is timm's name of the network (or a name of encoders/own.py), which is built
+    without weights to check the row; the hub's file says with `architecture_kwargs` what
+    `model_kwargs`, the loader's arguments, leave open. For a transformers row it is timm's twin.
+    `checked` means that the weights were loaded and the numbers compared. `weight_digest` is
+    known only for weights that a pinned package ships.
     """
 
     name: str
     source: str
-    loader: Literal["package", "timm", "transformers"]
+    loader: Loader
     dim: int
     licence: str
     gated: bool
@@ -41,7 +49,12 @@ class EncoderSpec:
     mpp: tuple[float, float] | None = (0.5, 0.5)
     mean: Rgb = IMAGENET_MEAN
     std: Rgb = IMAGENET_STD
+    precision: Precision = "float32"
     model_kwargs: Mapping[str, object] = field(default_factory=dict)
+    architecture: str = ""
+    architecture_kwargs: Mapping[str, object] = field(default_factory=dict)
+    file: str = ""
+    part: str = ""  # the method of a transformers model that gives the encoder first
     remote_code: bool = False
     weight_digest: str | None = None
     checked: bool = False
@@ -51,6 +64,13 @@ class EncoderSpec:
     def input_px(self) -> int:
         """What the network sees of a tile."""
         return self.crop_px or self.tile_px
+
+    @property
+    def half(self) -> Precision:
+        """The half precision for a GPU: the published one, else float16, whose features are an
+        order of magnitude nearer to those of float32; a store refuses what overflows.
+        """
+        return "float16" if self.precision == "float32" else self.precision
 
     @property
     def transform(self) -> str:
@@ -77,16 +97,23 @@ class EncoderSpec:
 
 
 class TileEncoder(Protocol):
-    """A loaded encoder. `weight_digest` is the SHA-256 over its tensors in order."""
+    """A loaded encoder. `weight_digest` is the SHA-256 over its tensors in order.
+
+    `transform` describes all that `features` does to a tile, `precision` is never "auto".
+    """
 
     spec: EncoderSpec
     dim: int
     weight_digest: str
     transform: str
     precision: str
+    device: "torch.device"
 
-    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(B, tile_px, tile_px, 3) RGB -> (B, dim)."""
+    def features(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """(B, 3, tile_px, tile_px) float32 RGB 0..255 on `device` -> (B, dim) float32 there.
+
+        On a GPU it returns before the work is done.
+        """
         ...
 
 

@@ -1,7 +1,7 @@
 """An encoder that is loaded only if a slide needs it, and its record beside the features."""
 
 from collections.abc import Callable
-from functools import cached_property
+from threading import Lock
 from typing import Self
 
 from preprocessing.config import EncoderConfig
@@ -11,7 +11,7 @@ from preprocessing.store import EncoderRecord
 
 
 class LazyEncoder:
-    """An encoder that is loaded when it is first needed.
+    """An encoder that is loaded when it is first needed; threads may share it.
 
     `known` is its record where that is fixed without loading; then a shard whose stores are all
     finished loads nothing. `spec` is its row where that is complete without loading.
@@ -29,23 +29,25 @@ class LazyEncoder:
         self.spec = spec
         self._load = load
         self._known = known
+        self._lock = Lock()
+        self._encoder: TileEncoder | None = None
 
     @classmethod
     def of(cls, config: EncoderConfig) -> Self:
-        spec = find_spec(config.name)
-        known = spec.weight_digest and EncoderRecord(
-            dim=spec.dim,
-            weight_digest=spec.weight_digest,
-            transform=spec.transform,
-            precision=config.precision,
-            licence=spec.licence,
+        spec = find_spec(config)
+        return cls(
+            config.name,
+            lambda: load_encoder(config),
+            known=_record_without_loading(spec, config) if spec.weight_digest else None,
+            spec=spec if spec.dim else None,
         )
-        complete = spec if spec.dim else None
-        return cls(config.name, lambda: load_encoder(config), known=known or None, spec=complete)
 
-    @cached_property
+    @property
     def loaded(self) -> TileEncoder:
-        return self._load()
+        with self._lock:
+            if self._encoder is None:
+                self._encoder = self._load()
+            return self._encoder
 
     @property
     def record(self) -> EncoderRecord:
@@ -59,3 +61,16 @@ class LazyEncoder:
             precision=encoder.precision,
             licence=encoder.spec.licence,
         )
+
+
+def _record_without_loading(spec: EncoderSpec, config: EncoderConfig) -> EncoderRecord:
+    from preprocessing.encoders.network import transform_of
+    from preprocessing.gpu import choose_precision, on_gpu
+
+    return EncoderRecord(
+        dim=spec.dim,
+        weight_digest=spec.weight_digest or "",
+        transform=transform_of(spec, config.stain),
+        precision=choose_precision(config.precision, spec, gpu=on_gpu(config.device)),
+        licence=spec.licence,
+    )

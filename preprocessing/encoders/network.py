@@ -1,76 +1,128 @@
-"""A torch network as a tile encoder: normalisation, pooling, precision, device."""
+"""A torch network as a tile encoder: stain, normalisation, pooling, precision, device."""
 
 import hashlib
 import logging
+from collections.abc import Callable
 from functools import cache
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from preprocessing.encoders.base import EncoderSpec, Pooling, unavailable
-from preprocessing.errors import ConfigError
+from preprocessing.encoders.base import EncoderSpec, Pooling, Stain, unavailable
 
 _log = logging.getLogger(__name__)
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+# autocast computes these in half precision, whatever their weights are stored in.
+_MATRIX_LAYERS = (nn.Linear, nn.Conv2d)
 
 
 class NetworkEncoder:
     """`network` maps (B, 3, h, w) normalised pixels to what `spec.pooling` expects.
 
-    Weights stay float32; `precision` is that of the arithmetic, by autocast. Every tile goes
-    its own way through the network, so features do not depend on the rest of the batch.
+    `precision` is that of the arithmetic, by autocast, with normalisations, softmax and what
+    they read in float32. Every tile goes its own way through the network, so features do not
+    depend on the rest of the batch. `compiled_for` is the batch size to compile for, None for no
+    compilation; smaller batches are then filled up, since every new shape would be compiled anew.
+    `weight_digest` stands in for that of the tensors where these are not all of the network.
     """
 
     def __init__(
-        self, spec: EncoderSpec, network: nn.Module, *, device: str, precision: str
+        self,
+        spec: EncoderSpec,
+        network: nn.Module,
+        *,
+        device: str,
+        precision: str,
+        stain: Stain = "none",
+        compiled_for: int | None = None,
+        weight_digest: str | None = None,
     ) -> None:
         self.spec = spec
         self.dim = spec.dim
-        self.transform = spec.transform
+        self.transform = transform_of(spec, stain)
         self.precision = precision
-        self.weight_digest = digest_of(network)
+        self.device = torch.device(device)
+        self.weight_digest = weight_digest or digest_of(network)
         if spec.weight_digest not in (None, self.weight_digest):
             raise unavailable(
                 spec,
                 f"the weights have SHA-256 {self.weight_digest[:16]}..., expected "
                 f"{spec.weight_digest[:16]}...: another release or a damaged file",
             )
-        self._device = torch.device(device)
-        self._network = network.float().eval().requires_grad_(False)
-        self._network.to(self._device)
-        self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self._mean = torch.tensor(spec.mean, device=self._device).view(1, 3, 1, 1) * 255
-        self._std = torch.tensor(spec.std, device=self._device).view(1, 3, 1, 1) * 255
+        self._dtype = _DTYPES.get(precision)
+        self._network = _placed(network, self.device, self._dtype)
+        self._call: Callable[[Tensor], object] = self._network
+        self._fill = compiled_for
+        if compiled_for is not None:
+            self._call = torch.compile(self._network, dynamic=False)
+        self._normalise_stain = _stain_normaliser(stain)
+        self._mean = torch.tensor(spec.mean, device=self.device).view(1, 3, 1, 1) * 255
+        self._std = torch.tensor(spec.std, device=self.device).view(1, 3, 1, 1) * 255
         _announce(spec.name, _facts(spec))
 
-    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(B, h, w, 3) RGB -> (B, dim)."""
-        if tiles.ndim != 4 or tiles.shape[3] != 3 or tiles.dtype != np.uint8:
-            raise ValueError(f"expected (B, h, w, 3) uint8, got {tiles.shape} {tiles.dtype}")
-        self.spec.require_tile_px(tiles.shape[1])
-        # A (B, h, w, 3) array seen as (B, 3, h, w) is channels-last already: nothing is copied.
-        pixels = torch.from_numpy(np.require(tiles, requirements=("C", "W"))).permute(0, 3, 1, 2)
-        with torch.inference_mode():
-            inputs = (pixels.to(self._device).float() - self._mean) / self._std
-            with self._autocast():
-                output = self._network(_centre(inputs, self.spec.crop_px))
-            features = pooled(output, self.spec.pooling, network=self._network)
-        if features.shape != (len(tiles), self.dim):
+    @torch.inference_mode()
+    def features(self, pixels: Tensor) -> Tensor:
+        """(B, 3, h, w) float32 RGB 0..255 on `device` -> (B, dim) float32, not waited for."""
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.dtype != torch.float32:
+            raise ValueError(
+                f"expected (B, 3, h, w) float32, got {tuple(pixels.shape)} {pixels.dtype}"
+            )
+        self.spec.require_tile_px(pixels.shape[2])
+        if self._normalise_stain is not None:
+            pixels = self._normalise_stain(pixels)
+        inputs = (_centre(pixels, self.spec.crop_px) - self._mean) / self._std
+        return self.forward(inputs.contiguous(memory_format=torch.channels_last))
+
+    @torch.inference_mode()
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The network alone: (B, 3, h, w) normalised pixels, channels last -> (B, dim) float32."""
+        with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
+            output = self._call(_filled(inputs, self._fill))
+        features = pooled(output, self.spec.pooling, network=self._network)[: len(inputs)]
+        if features.shape != (len(inputs), self.dim):
             raise unavailable(
                 self.spec, f"it returns features {tuple(features.shape[1:])}, expected {self.dim}"
             )
-        return features.float().cpu().numpy()
-
-    def _autocast(self) -> torch.autocast:
-        dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(self.precision)
-        return torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None)
+        return features.float()
 
 
-def choose_device(wanted: str) -> str:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("encoder.device is 'cuda', but torch sees no GPU; use 'auto' or 'cpu'")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+def transform_of(spec: EncoderSpec, stain: Stain) -> str:
+    """The way from a uint8 tile to features, stain normalisation first."""
+    if stain == "none":
+        return spec.transform
+    from preprocessing.stain import describe, stain_normaliser
+
+    stain_normaliser(stain)  # where its package is absent, this says what to install
+    return f"{describe(stain)}, then {spec.transform}"
+
+
+def _stain_normaliser(stain: Stain) -> Callable[[Tensor], Tensor] | None:
+    if stain == "none":
+        return None
+    from preprocessing.stain import stain_normaliser
+
+    return stain_normaliser(stain)
+
+
+def _placed(network: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
+    """On the device, channels last, with the matrix weights already in half precision.
+
+    autocast would cast the same weights to the same numbers at every batch.
+    """
+    network = network.float().eval().to(device)
+    if dtype is not None:
+        for layer in network.modules():
+            if type(layer) in _MATRIX_LAYERS:
+                layer.to(dtype)
+    return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _filled(inputs: Tensor, size: int | None) -> Tensor:
+    if size is None or len(inputs) >= size:
+        return inputs
+    filled = inputs.new_zeros((size, *inputs.shape[1:]))
+    filled[: len(inputs)] = inputs
+    return filled.contiguous(memory_format=torch.channels_last)
 
 
 def digest_of(network: nn.Module) -> str:
@@ -108,11 +160,11 @@ def _tensor(value: object, pooling: Pooling) -> Tensor:
     return value
 
 
-def _centre(inputs: Tensor, crop_px: int | None) -> Tensor:
+def _centre(pixels: Tensor, crop_px: int | None) -> Tensor:
     if crop_px is None:
-        return inputs
-    top, left = (inputs.shape[2] - crop_px) // 2, (inputs.shape[3] - crop_px) // 2
-    return inputs[:, :, top : top + crop_px, left : left + crop_px]
+        return pixels
+    top, left = (pixels.shape[2] - crop_px) // 2, (pixels.shape[3] - crop_px) // 2
+    return pixels[:, :, top : top + crop_px, left : left + crop_px]
 
 
 def _facts(spec: EncoderSpec) -> str:

@@ -78,9 +78,15 @@ def write_rows(path: Path, header: list[str], rows: list[list]) -> None:
 
 
 def write_features(
-    folder: Path, slide_id: str, patient_id: str, features: np.ndarray, *, digest: str = "w"
+    folder: Path,
+    slide_id: str,
+    patient_id: str,
+    features: np.ndarray,
+    *,
+    digest: str = "w",
+    ink: np.ndarray | float = np.nan,
 ) -> None:
-    """A store of a 3 x 3 grid of tiles on a slide of 400 x 300 px."""
+    """A store of a 3 x 3 grid of tiles on a slide of 400 x 300 px; `ink` is the share of each."""
     columns, rows = np.meshgrid(np.arange(3), np.arange(3))
     tiles = len(features)
     provenance = Provenance.model_validate(
@@ -123,7 +129,7 @@ def write_features(
         coords_px0=(np.c_[columns.ravel(), rows.ravel()] * 100).astype(np.int32)[:tiles],
         tissue_fraction=np.ones(tiles, dtype=np.float32),
         read_error=np.zeros(tiles, dtype=bool),
-        quality=np.full((tiles, 3), np.nan, dtype=np.float32),
+        quality=np.stack(np.broadcast_arrays(9, ink, np.zeros(tiles)), axis=1).astype(np.float32),
         features={"lite0": features.astype(np.float16)},
         thumbnail=np.full((75, 100, 3), 230, dtype=np.uint8),
         tissue_mask=np.ones((75, 100), dtype=bool),

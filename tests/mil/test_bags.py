@@ -9,7 +9,7 @@ import torch
 from fake_archive import write_features
 
 from mil import bags
-from mil.bags import CohortFeatures, StoredTiles, load_features
+from mil.bags import CohortFeatures, PackedTiles, StoredTiles, load_features
 from mil.config import TrainConfig
 from mil.models.build import build_method
 from mil.models.config import AcmilConfig, MhimConfig
@@ -19,7 +19,9 @@ from mil.tasks.config import CoxConfig
 from mil.training.parts import Part
 from mil.training.train import answer, tile_evidence, train_method
 from preprocessing import store as stores
+from preprocessing.config import QualityConfig
 from preprocessing.errors import StoreError
+from preprocessing.pack import pack_features, pack_path
 from preprocessing.store import SlideFeatures, open_store, store_path, write_store
 
 CPU = torch.device("cpu")
@@ -58,15 +60,30 @@ def both(folder) -> tuple[CohortFeatures, CohortFeatures]:
     return tuple(load_features(folder, SLIDES, "lite0", how) for how in ("memory", "stream"))
 
 
-def test_streamed_features_are_those_in_memory(folder):
+def make_pack(folder, limits=QualityConfig()):  # noqa: B008 - it is frozen
+    return pack_features(folder, SLIDES, "lite0", limits, pack_path(folder, "lite0"))
+
+
+def three(folder) -> tuple[CohortFeatures, CohortFeatures, CohortFeatures]:
+    """In memory, streamed from the stores, and streamed from a pack."""
     memory, stream = both(folder)
     assert isinstance(stream.tiles, StoredTiles)
-    assert memory.fingerprints == stream.fingerprints
-    assert memory.dim == stream.dim == DIM
+    make_pack(folder)
+    packed = load_features(folder, SLIDES, "lite0", "stream")
+    assert isinstance(packed.tiles, PackedTiles)
+    return memory, stream, packed
+
+
+def test_streamed_features_are_those_in_memory(folder):
+    memory, *streamed = three(folder)
+    for stream in streamed:
+        assert memory.fingerprints == stream.fingerprints
+        assert memory.dim == stream.dim == DIM
+        assert stream.readers(CPU) == bags.READERS
     for slide_id in SLIDES:
         expected = open_store(store_path(folder, slide_id))
         usable = torch.from_numpy(expected.features("lite0")[expected.usable])
-        for features in (memory, stream):
+        for features in (memory, *streamed):
             assert torch.equal(features.bag([slide_id]), usable.float())
             assert features.sizes([slide_id]) == (len(usable),)
             assert features.stored([slide_id]).dtype == torch.float16
@@ -74,7 +91,7 @@ def test_streamed_features_are_those_in_memory(folder):
 
 
 def test_the_bag_of_a_patient_is_its_slides_in_the_order_given(folder):
-    for features in both(folder):
+    for features in three(folder):
         ids = ["s5", "s3", "s0"]
         bag = features.bag(ids)
         starts = np.cumsum([0, *features.sizes(ids)])
@@ -100,10 +117,47 @@ def test_auto_streams_what_would_take_too_much_memory(folder, monkeypatch):
         assert isinstance(features.tiles, StoredTiles) == streamed
 
 
-def test_a_slide_without_a_readable_tile_is_refused(folder, monkeypatch):
+def test_slides_without_a_tile_to_use_are_all_named(folder, monkeypatch):
+    """s1 has a tile that is within no limit, s3 one that could not be read."""
+    write_features(folder, "s1", "s1", np.ones((2, DIM)), ink=np.array([0.9, 0.8]))
+    limits = QualityConfig(max_ink=0.5)
+    with pytest.raises(StoreError, match=r"slide 's1': of 2 tiles 0 could not be read, and no"):
+        load_features(folder, ["s1"], "lite0", limits=limits)
     monkeypatch.setattr(stores.FeatureStore, "usable", np.zeros(9, dtype=bool))
-    with pytest.raises(StoreError, match="slide 's0': not one tile of it could be read"):
-        load_features(folder, SLIDES, "lite0")
+    with pytest.raises(StoreError, match=r"'s0': of 9 .*\n.*'s3': of 6 tiles 1 .*\n.*relax"):
+        load_features(folder, ["s0", "s3"], "lite0")
+
+
+def test_tiles_beyond_the_limits_are_in_no_bag(folder):
+    features = np.arange(4 * DIM).reshape(4, DIM)
+    write_features(folder, "s0", "s0", features, ink=np.array([0.9, 0.1, 0.8, 0.5]))
+    limits = QualityConfig(max_ink=0.5)
+    expected = torch.from_numpy(features[[1, 3]].astype(np.float16))
+    pack_features(folder, ["s0"], "lite0", limits, pack_path(folder, "lite0"))
+    for how in ("memory", "stream"):
+        loaded = load_features(folder, ["s0"], "lite0", how, limits=limits)
+        assert torch.equal(loaded.stored(["s0"]), expected)
+        assert loaded.sizes(["s0"]) == (2,)
+    assert isinstance(loaded.tiles, PackedTiles)
+
+
+def test_a_stale_pack_is_passed_over_with_a_warning(folder, caplog):
+    make_pack(folder)
+    write_features(folder, "s4", "s4", np.full((5, DIM), 7))
+    features = load_features(folder, SLIDES, "lite0", "stream")
+    assert isinstance(features.tiles, StoredTiles)
+    assert torch.equal(features.bag(["s4"]), torch.full((5, DIM), 7.0))
+    assert "reading the feature stores instead" in caplog.text
+    assert "other features or tiles of 1 of 9 slide(s): s4; make the pack anew" in caplog.text
+    without = [slide_id for slide_id in SLIDES if slide_id != "s4"]
+    assert isinstance(load_features(folder, without, "lite0", "stream").tiles, PackedTiles)
+
+
+def test_a_pack_is_not_looked_for_where_features_fit_into_memory(folder, caplog):
+    make_pack(folder)
+    write_features(folder, "s4", "s4", np.full((5, DIM), 7))
+    assert isinstance(load_features(folder, SLIDES, "lite0").tiles, dict)
+    assert not caplog.text
 
 
 def part_of(features, task_of) -> tuple[Part, object]:
@@ -143,7 +197,7 @@ def test_streamed_training_gives_the_same_bits(folder, tmp_path, method, task_of
         epochs=3, bags_per_step=3, tiles_per_pass=9, max_tiles=5, feature_dropout=0.2, device="cpu"
     )
     ends = []
-    for number, features in enumerate(both(folder)):
+    for number, features in enumerate(three(folder)):
         part, task = part_of(features, task_of)
         torch.manual_seed(0)
         model = build_method(method, DIM, task.outputs)
@@ -153,6 +207,7 @@ def test_streamed_training_gives_the_same_bits(folder, tmp_path, method, task_of
         ends.append({**model.state_dict(), "answer": answer(model, part), "evidence": evidence})
     for name, tensor in ends[0].items():
         assert torch.equal(tensor, ends[1][name]), name
+        assert torch.equal(tensor, ends[2][name]), name
 
 
 def test_streaming_holds_few_bags_at_a_time(folder, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Overlays: a score is where its tile is, in the colour of its value; all else stays bare."""
 
+from dataclasses import replace
+
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -59,6 +61,35 @@ def test_a_tile_off_the_lattice_is_refused() -> None:
     layout.coords_px0[1, 0] += 30
     with pytest.raises(StoreError, match=r"'s1': tile corners are 30.00 px off a lattice of 100"):
         tile_raster(np.ones(3), layout, shape=(10, 30), px0_per_px=(10, 10))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    side=st.integers(20, 90),
+    shifts=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 400)), min_size=1, max_size=4),
+)
+def test_pieces_of_tissue_with_lattices_of_their_own(
+    seed: int, side: int, shifts: list[tuple[int, int]]
+) -> None:
+    """Every pixel holds the mean of the tiles over it; corners a pixel apart count as one."""
+    rng = np.random.default_rng(seed)
+    pieces = [np.argwhere(rng.random((3, 3)) < 0.6) * side + shift for shift in shifts]
+    corners = np.unique(np.concatenate([[[0, 0]], *pieces]), axis=0)
+    layout = make_layout(corners, tile_px0=(side, side), stride_px0=(1.0, 1.0))
+    layout = replace(layout, stride_px0=(float(side), float(side)), one_lattice=False)
+    values = rng.normal(size=len(corners))
+    raster = tile_raster(values, layout, shape=(100, 110), px0_per_px=(7.5, 8.5))
+    centres = ((np.arange(110) + 0.5) * 7.5, (np.arange(100) + 0.5) * 8.5)
+    from_start = [centres[i] - corners[:, i, None] for i in (0, 1)]
+    inside = [(offset >= 0) & (offset < side) for offset in from_start]
+    clear = [(np.minimum(abs(o), abs(o - side)) > 1).all(axis=0) for o in from_start]
+    over = (inside[1][:, :, None] & inside[0][:, None, :]).astype(float)
+    count = over.sum(axis=0)
+    total = np.tensordot(values, over, axes=1)
+    mean = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+    sure = np.ix_(clear[1], clear[0])
+    np.testing.assert_allclose(raster[sure], mean[sure], atol=1e-9)
 
 
 def test_one_hot_tile_lies_where_it_belongs_and_nothing_else_is_painted() -> None:

@@ -3,14 +3,16 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from tiff_files import write_tiff
 
 from preprocessing.config import EncoderConfig, GridConfig, PreprocessingConfig, TissueConfig
 from preprocessing.encoders.base import EncoderSpec
 from preprocessing.encoders.lazy import LazyEncoder
 from preprocessing.manifest import SlideRow
+from preprocessing.provenance import EncoderRecord
 from preprocessing.status import SlideStatus
-from preprocessing.store import EncoderRecord, open_store, store_path
+from preprocessing.store import open_store, store_path
 
 TILE_PX = 64
 
@@ -19,20 +21,23 @@ class FakeEncoder:
     """Mean red, green and blue of a tile, times a number that stands for the weights."""
 
     precision = "float32"
-    transform = "means"
     dim = 3
+    device = torch.device("cpu")
 
-    def __init__(self, weight: float = 1.0, *, tile_px: int = TILE_PX) -> None:
+    def __init__(
+        self, weight: float = 1.0, *, tile_px: int = TILE_PX, transform: str = "means"
+    ) -> None:
         self.weight = weight
+        self.transform = transform
         self.weight_digest = f"digest-{weight}"
         self.spec = EncoderSpec(
             "fake", "here", "package", dim=3, licence="none", gated=False, tile_px=tile_px
         )
         self.batches: list[int] = []
 
-    def encode(self, tiles):
-        self.batches.append(len(tiles))
-        return (tiles.mean(axis=(1, 2)) * self.weight).astype(np.float32)
+    def features(self, pixels):
+        self.batches.append(len(pixels))
+        return pixels.mean(dim=(2, 3)) * self.weight
 
 
 class CountingLoad:
@@ -51,7 +56,7 @@ def lazy(encoder: FakeEncoder | None = None, name: str = "fake") -> LazyEncoder:
     record = EncoderRecord(
         dim=3,
         weight_digest=encoder.weight_digest,
-        transform="means",
+        transform=encoder.transform,
         precision="float32",
         licence="none",
     )

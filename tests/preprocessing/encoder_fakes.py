@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from preprocessing.encoders.base import EncoderSpec
+from preprocessing.encoders.base import EncoderSpec, TileEncoder
 from preprocessing.encoders.network import NetworkEncoder
 
 
@@ -38,5 +38,18 @@ class MeanColour(nn.Module):
         return pixels.mean(dim=(2, 3)) * self.scale
 
 
-def on_cpu(spec: EncoderSpec, module: nn.Module, precision: str = "float32") -> NetworkEncoder:
-    return NetworkEncoder(spec, module, device="cpu", precision=precision)
+def on_cpu(
+    spec: EncoderSpec, module: nn.Module, precision: str = "float32", **more
+) -> NetworkEncoder:
+    return NetworkEncoder(spec, module, device="cpu", precision=precision, **more)
+
+
+def encoded(encoder: TileEncoder, tiles: np.ndarray) -> np.ndarray:
+    """(B, h, w, 3) uint8 -> (B, dim), by way of the device."""
+    pixels = torch.from_numpy(np.array(tiles)).permute(0, 3, 1, 2).float()
+    return encoder.features(pixels.to(encoder.device)).cpu().numpy()
+
+
+def cosines(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Of the rows of two (B, dim)."""
+    return (one * two).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(two, axis=1)

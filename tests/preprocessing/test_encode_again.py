@@ -24,7 +24,7 @@ from encode_fakes import (
 )
 from tiff_files import damage_tile, write_tiff
 
-from preprocessing.config import EncoderConfig, TissueConfig
+from preprocessing.config import EncoderConfig, ReadingConfig, TissueConfig
 from preprocessing.encode import encode_shard
 from preprocessing.encoders.lazy import LazyEncoder
 from preprocessing.errors import StoreError
@@ -59,15 +59,23 @@ def test_unknown_digest_needs_the_weights_to_skip(rows, tmp_path):
     [
         {"config": config_of(overlap_px=8)},
         {"config": CONFIG.model_copy(update={"tissue": TissueConfig(mask_mpp=8.0)})},
+        {"config": CONFIG.model_copy(update={"reading": ReadingConfig(scaled_decoding=False)})},
+        {"config": CONFIG.model_copy(update={"reading": ReadingConfig(direct=False)})},
         {"encoder": FakeEncoder(2.0)},
+        {"encoder": FakeEncoder(transform="stain normalised, then means")},
+        {"digest": "other regions"},
         {"mpp": 0.49},
         {"pixels": 5},
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_whatever_changes_the_result_makes_it_again(rows, tmp_path, change):
+def test_whatever_changes_the_result_makes_it_again(rows, tmp_path, monkeypatch, change):
     row = rows[0]
     encode_shard([row], CONFIG, tmp_path / "out", encoder=lazy())
+    if "digest" in change:
+        for module in ("pipeline_jobs", "prepare"):
+            name = f"preprocessing.{module}.tissue_digest"
+            monkeypatch.setattr(name, lambda *_: change["digest"], raising=False)
     if "pixels" in change:
         write_tiff(row.path, tissue_image(change["pixels"]))
     row = replace(row, mpp=change.get("mpp"))
@@ -82,7 +90,12 @@ def test_whatever_changes_the_result_makes_it_again(rows, tmp_path, change):
 def test_settings_that_change_no_result_do_not(rows, tmp_path):
     encode_shard(rows[:1], CONFIG, tmp_path, encoder=lazy())
     other = CONFIG.model_copy(
-        update={"encoder": EncoderConfig(batch_size=7), "shard_size": 3, "readers": 1}
+        update={
+            "encoder": EncoderConfig(batch_size=7, compile=True),
+            "reading": ReadingConfig(cache_mb=16),
+            "shard_size": 3,
+            "readers": 1,
+        }
     )
     assert only(encode_shard(rows[:1], other, tmp_path, encoder=lazy())).status == "skipped"
 
@@ -131,7 +144,7 @@ def test_broken_store_is_made_again(rows, tmp_path):
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import encode_fakes as t
@@ -139,10 +152,13 @@ from preprocessing.encode import encode_shard
 from preprocessing.manifest import SlideRow
 
 class Killed(t.FakeEncoder):
-    def encode(self, tiles):
+    def features(self, pixels):
         if len(self.batches) == {batches}:
+            ends = time.monotonic() + 30  # written beside this
+            while not (folder / "out" / "a.zarr").exists() and time.monotonic() < ends:
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().encode(tiles)
+        return super().features(pixels)
 
 if {while_writing}:  # everything is on the disk, only the final name is missing
     Path.replace = Path.rename = os.replace = os.rename = lambda *_: os.kill(
@@ -175,7 +191,7 @@ def test_killed_run_goes_on_to_the_same_result(rows, tmp_path, while_writing):
     statuses = encode_shard(rows, CONFIG, out, encoder=lazy())
     assert [s.status for s in statuses] == ["done" if while_writing else "skipped", "done"]
     encode_shard(rows, CONFIG, tmp_path / "fresh", encoder=lazy())
-    assert sorted(p.name for p in out.iterdir()) == ["a.zarr", "b.zarr"]
+    assert sorted(p.name for p in out.iterdir()) == ["a.zarr", "b.zarr", "previews"]
     for row in rows:
         assert_same(contents(out, row.slide_id), contents(tmp_path / "fresh", row.slide_id))
 
@@ -185,7 +201,7 @@ def test_leftovers_of_other_slides_are_not_touched(rows, tmp_path):
         (tmp_path / "out" / name).mkdir(parents=True)
     encode_shard(rows[:1], CONFIG, tmp_path / "out", encoder=lazy())
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {"a.zarr", "a2.zarr.partial-2", "other.zarr.partial-3"}
+    assert names == {"a.zarr", "a2.zarr.partial-2", "other.zarr.partial-3", "previews"}
 
 
 def test_corrected_patient_is_written_without_the_weights(rows, tmp_path):
@@ -254,7 +270,7 @@ class TestDamagedSlide:
         encode()
         encode("second")
         (tmp_path / "copy.tif").replace(row.path)
-        with caplog.at_level(logging.WARNING, "preprocessing.encode"):
+        with caplog.at_level(logging.WARNING, "preprocessing.pipeline_jobs"):
             encode()
         assert "'a'" in caplog.text
         assert "extract it again with second" in caplog.text

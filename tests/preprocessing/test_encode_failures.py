@@ -2,6 +2,7 @@ import errno
 
 import numpy as np
 import pytest
+import torch
 from encode_fakes import (
     CONFIG,
     FakeEncoder,
@@ -49,7 +50,8 @@ def test_one_failing_slide_does_not_stop_the_others(rows, tmp_path):
         assert repr(status.slide_id) in status.error
         assert "Traceback" in status.traceback
         assert status.tiles == 0
-    assert sorted(p.name for p in out.iterdir()) == ["a.zarr", "b.zarr"]
+    assert sorted(p.name for p in out.iterdir()) == ["a.zarr", "b.zarr", "previews"]
+    assert sorted(p.name for p in (out / "previews").iterdir()) == ["a.png", "b.png"]
 
 
 def test_unreadable_tiles_are_marked_and_the_rest_is_as_ever(tmp_path):
@@ -137,20 +139,36 @@ def test_slide_that_the_system_cannot_read_fails_alone(rows, tmp_path, monkeypat
     assert [s.status for s in again] == ["done", "done"]
 
 
-@pytest.mark.parametrize("name", ["write_store", "open_store", "shutil.rmtree"])
+@pytest.mark.parametrize(
+    "name",
+    ["encode.write_store", "pipeline_jobs.open_store", "pipeline_jobs.shutil.rmtree"],
+)
 def test_output_that_the_system_refuses_stops_the_shard(rows, tmp_path, monkeypatch, name):
     out = tmp_path / "out"
     encode_shard(rows[:1], CONFIG, out, encoder=lazy())
     (out / "a.zarr.partial-1").mkdir()
-    monkeypatch.setattr(f"preprocessing.encode.{name}", input_output_error)
+    monkeypatch.setattr(f"preprocessing.{name}", input_output_error)
     with pytest.raises(OSError, match="Input/output error") as caught:
         encode_shard(rows, CONFIG, out, encoder=lazy(FakeEncoder(2.0)))
     assert caught.value.__notes__ == ["slide 'a'"]
 
 
+def test_a_batch_too_large_for_the_device_says_what_to_lower(rows, tmp_path):
+    class OutOfMemory(FakeEncoder):
+        def features(self, pixels):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory") as caught:
+        encode_shard(rows, CONFIG, tmp_path, encoder=lazy(OutOfMemory()))
+    assert caught.value.__notes__ == [
+        "16 tiles at once: lower encoder.batch_size",
+        "slide 'a'",
+    ]
+
+
 def test_failing_encoder_stops_the_shard_and_names_the_slide(rows, tmp_path):
     class OutOfMemory(FakeEncoder):
-        def encode(self, tiles):
+        def features(self, pixels):
             raise RuntimeError("CUDA out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory") as caught:

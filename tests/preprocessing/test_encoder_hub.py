@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from encoder_fakes import on_cpu, tiles_of
+from encoder_fakes import encoded, on_cpu, tiles_of
 from huggingface_hub import constants
 from torch import nn
 
-from preprocessing.config import EncoderConfig
+from preprocessing.config import CustomEncoderConfig, EncoderConfig
 from preprocessing.encoders import hub
 from preprocessing.encoders.registry import REGISTRY, find_spec, load_encoder
 from preprocessing.errors import ConfigError, EncoderUnavailable
@@ -90,10 +90,10 @@ class TestHub:
 
     def test_any_timm_model_describes_itself(self):
         module = timm.create_model("test_vit", pretrained=False, num_classes=0)
-        spec = hub.describe_timm(find_spec("timm:test_vit"), module)
+        spec = hub.completed(find_spec(EncoderConfig(name="timm:test_vit")), module, {})
         assert (spec.dim, spec.tile_px) == (64, 160)
         assert spec.mean == tuple(module.pretrained_cfg["mean"])
-        assert on_cpu(spec, module).encode(tiles_of(2, 160)).shape == (2, 64)
+        assert encoded(on_cpu(spec, module), tiles_of(2, 160)).shape == (2, 64)
 
     def test_transformers_missing(self, monkeypatch):
         monkeypatch.setattr(hub.importlib.util, "find_spec", lambda _: None)
@@ -117,13 +117,18 @@ class FakeViT(nn.Module):
 @pytest.fixture
 def transformers(monkeypatch):
     """A stand-in for the optional package, which records how it was asked."""
-    asked = []
+    asked, missing = [], []
 
     class AutoModel:
         @staticmethod
-        def from_pretrained(source, *, trust_remote_code):
-            asked.append((source, trust_remote_code))
-            return FakeViT({"kaiko-ai/midnight": 1536, "some/model": 10}.get(source, 1024))
+        def from_pretrained(source, *, trust_remote_code, output_loading_info=False, **kwargs):
+            asked.append((source, trust_remote_code, kwargs))
+            widths = {"kaiko-ai/midnight": 1536, "some/model": 10, "owkin/phikon": 768}
+            network = FakeViT(widths.get(source, 1024))
+            if source == "MahmoodLab/TITAN":
+                conch = nn.Sequential(nn.AdaptiveAvgPool2d(16), nn.Flatten())
+                network.return_conch = lambda: (conch, "its transform")
+            return (network, {"missing_keys": set(missing)}) if output_loading_info else network
 
     class AutoImageProcessor:
         @staticmethod
@@ -131,7 +136,8 @@ def transformers(monkeypatch):
             return types.SimpleNamespace(image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.2, 0.2])
 
     module = types.ModuleType("transformers")
-    module.AutoModel, module.AutoImageProcessor, module.asked = AutoModel, AutoImageProcessor, asked
+    module.AutoModel, module.AutoImageProcessor = AutoModel, AutoImageProcessor
+    module.asked, module.missing = asked, missing
     monkeypatch.setitem(sys.modules, "transformers", module)
     monkeypatch.setattr(hub.importlib.util, "find_spec", lambda _: object())
     return module
@@ -144,8 +150,8 @@ class TestTransformers:
     )
     def test_rows_are_pooled_as_written(self, dead_hub, transformers, name, code):
         encoder = load_encoder(EncoderConfig(name=name, device="cpu"))
-        features = encoder.encode(np.full((2, 224, 224, 3), 255, dtype=np.uint8))
-        assert transformers.asked == [(REGISTRY[name].source, code)]
+        features = encoded(encoder, np.full((2, 224, 224, 3), 255, dtype=np.uint8))
+        assert transformers.asked == [(REGISTRY[name].source, code, REGISTRY[name].model_kwargs)]
         assert features.shape == (2, REGISTRY[name].dim)
         white = np.mean(
             [(1 - m) / s for m, s in zip(encoder.spec.mean, encoder.spec.std, strict=True)]
@@ -159,5 +165,28 @@ class TestTransformers:
 
     def test_any_model_by_name_runs_no_foreign_code(self, dead_hub, transformers):
         encoder = load_encoder(EncoderConfig(name="hf:some/model", device="cpu"))
-        assert transformers.asked == [("some/model", False)]
+        assert transformers.asked == [("some/model", False, {})]
         assert (encoder.dim, encoder.spec.mean) == (10, (0.5, 0.4, 0.3))
+
+    def test_an_encoder_inside_another_model(self, dead_hub, transformers):
+        encoder = load_encoder(EncoderConfig(name="conch-v1.5", device="cpu"))
+        assert encoded(encoder, tiles_of(2, 448)).shape == (2, 768)
+
+    def test_a_pooling_layer_of_random_numbers_is_taken_out(self, dead_hub, transformers):
+        """Or the weights would have another digest each time."""
+        transformers.missing += ["pooler.dense.bias", "pooler.dense.weight"]
+        encoder = load_encoder(EncoderConfig(name="hf:some/model", device="cpu"))
+        assert encoder._network.pooler is None
+
+    @pytest.mark.parametrize(
+        ("missing", "pooling"), [("encoder.layer.3.bias", "cls"), ("pooler.dense.bias", "pooler")]
+    )
+    def test_used_layers_of_random_numbers_are_refused(
+        self, dead_hub, transformers, missing, pooling
+    ):
+        transformers.missing.append(missing)
+        config = EncoderConfig(
+            name="hf:some/model", device="cpu", custom=CustomEncoderConfig(pooling=pooling)
+        )
+        with pytest.raises(EncoderUnavailable, match=f"its checkpoint lacks {missing}"):
+            load_encoder(config)

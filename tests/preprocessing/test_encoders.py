@@ -1,17 +1,22 @@
+import copy
 import logging
+import sys
 import types
 
 import numpy as np
 import pytest
+import timm
 import torch
-from encoder_fakes import MeanColour, on_cpu, spec_of, tiles_of
+from encoder_fakes import MeanColour, cosines, encoded, on_cpu, spec_of, tiles_of
+from PIL import Image
 from torch import nn
 
 from preprocessing.config import EncoderConfig
 from preprocessing.encoders import network
+from preprocessing.encoders.lazy import LazyEncoder
 from preprocessing.encoders.lite0 import load_lite0
-from preprocessing.encoders.network import choose_device, digest_of, pooled
-from preprocessing.encoders.registry import REGISTRY, find_spec, load_encoder
+from preprocessing.encoders.network import digest_of, pooled
+from preprocessing.encoders.registry import REGISTRY, load_encoder
 from preprocessing.errors import ConfigError, EncoderUnavailable
 
 
@@ -20,31 +25,33 @@ def lite0():
     return load_encoder(EncoderConfig(device="cpu"))
 
 
+@pytest.fixture(scope="module")
+def tissue(shared):
+    """(8, 224, 224, 3) of the lung."""
+    paths = sorted((shared / "patches" / "lc25000_lung_224").rglob("*.jpeg"))[::20][:8]
+    return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+
+
 class TestLite0:
     def test_equals_the_plain_network_on_normalised_pixels(self, lite0):
         tiles = tiles_of(3)
-        plain = load_lite0(find_spec("lite0")).eval()
+        plain = load_lite0(REGISTRY["lite0"]).eval()
         pixels = torch.from_numpy((tiles.astype(np.float32) - 127) / 128).permute(0, 3, 1, 2)
         with torch.no_grad():
             maps = plain.forward_features(pixels.contiguous())
             expected = maps.mean(dim=(2, 3)).numpy()
-        found = lite0.encode(tiles)
+        found = encoded(lite0, tiles)
         assert found.dtype == np.float32
         assert found.shape == (3, 1280)
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
     def test_same_tiles_same_features_whatever_their_neighbours(self, lite0):
         tiles = tiles_of(5)
-        together = lite0.encode(tiles)
-        np.testing.assert_array_equal(together, lite0.encode(tiles.copy()))
-        alone = np.concatenate([lite0.encode(tile[None]) for tile in tiles])
+        together = encoded(lite0, tiles)
+        np.testing.assert_array_equal(together, encoded(lite0, tiles.copy()))
+        alone = np.concatenate([encoded(lite0, tile[None]) for tile in tiles])
         np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
         assert np.abs(together[0] - together[1]).max() > 0.1
-
-    def test_read_only_input_is_taken(self, lite0):
-        tiles = tiles_of(1)
-        tiles.flags.writeable = False
-        assert lite0.encode(tiles).shape == (1, 1280)
 
     def test_weights_are_those_of_the_registry(self, lite0):
         assert lite0.weight_digest == REGISTRY["lite0"].weight_digest
@@ -53,20 +60,7 @@ class TestLite0:
     def test_other_weights_are_refused(self):
         module = MeanColour()
         with pytest.raises(EncoderUnavailable, match=r"'lite0'.*another release or a damaged"):
-            on_cpu(find_spec("lite0"), module)
-
-    @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-    def test_half_precision_stays_close(self, lite0, precision):
-        half = load_encoder(EncoderConfig(device="cpu", precision=precision))
-        assert half.precision == precision
-        tiles = tiles_of(2)
-        exact, rough = lite0.encode(tiles), half.encode(tiles)
-        assert rough.dtype == np.float32
-        assert not np.array_equal(exact, rough)
-        cosine = (
-            (exact * rough).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)
-        )
-        assert cosine.min() > 0.99
+            on_cpu(REGISTRY["lite0"], module)
 
     def test_says_once_that_it_is_a_demo(self, caplog):
         network._announce.cache_clear()
@@ -82,7 +76,7 @@ class TestNetworkEncoder:
     def test_normalisation_follows_the_row(self):
         spec = spec_of(mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
         tiles = np.full((1, 8, 8, 3), (255, 0, 51), dtype=np.uint8)
-        found = on_cpu(spec, MeanColour()).encode(tiles)
+        found = encoded(on_cpu(spec, MeanColour()), tiles)
         np.testing.assert_allclose(found, [[1.8, -0.2, -0.05]], atol=1e-6)
 
     def test_centre_crop(self):
@@ -90,7 +84,7 @@ class TestNetworkEncoder:
         tiles[:, 16:240, 16:240] = 255
         module = MeanColour()
         spec = spec_of(tile_px=256, crop_px=224, any_tile_px=False, mean=(0, 0, 0), std=(1, 1, 1))
-        np.testing.assert_allclose(on_cpu(spec, module).encode(tiles), [[1, 1, 1]], rtol=1e-6)
+        np.testing.assert_allclose(encoded(on_cpu(spec, module), tiles), [[1, 1, 1]], rtol=1e-6)
         assert module.seen == (1, 3, 224, 224)
 
     def test_wrong_tile_size_names_the_key_to_change(self):
@@ -98,15 +92,87 @@ class TestNetworkEncoder:
         with pytest.raises(
             ConfigError, match=r"224 px, grid.tile_px is 64; set grid.tile_px to 224"
         ):
-            encoder.encode(tiles_of(1))
+            encoded(encoder, tiles_of(1))
 
     def test_wrong_dimension_is_found_at_the_first_batch(self):
         with pytest.raises(EncoderUnavailable, match=r"features \(3,\), expected 5"):
-            on_cpu(spec_of(dim=5), MeanColour()).encode(tiles_of(1))
+            encoded(on_cpu(spec_of(dim=5), MeanColour()), tiles_of(1))
 
-    def test_float_pixels_are_refused(self):
-        with pytest.raises(ValueError, match=r"uint8, got .* float32"):
-            on_cpu(spec_of(), MeanColour()).encode(tiles_of(1).astype(np.float32))
+    def test_pixels_of_another_type_or_order_are_refused(self):
+        encoder = on_cpu(spec_of(), MeanColour())
+        with pytest.raises(
+            ValueError, match=r"expected \(B, 3, h, w\) float32, got .* torch.uint8"
+        ):
+            encoder.features(torch.zeros((1, 3, 8, 8), dtype=torch.uint8))
+        with pytest.raises(ValueError, match=r"got \(1, 8, 8, 3\)"):
+            encoder.features(torch.zeros((1, 8, 8, 3)))
+
+    def test_stain_is_normalised_first_and_recorded(self, monkeypatch):
+        stain = types.ModuleType("preprocessing.stain")
+        stain.describe = lambda name: f"stain {name} of a test"
+        stain.stain_normaliser = lambda name: lambda pixels: pixels * 0 + 51
+        monkeypatch.setitem(sys.modules, "preprocessing.stain", stain)
+        spec = spec_of(mean=(0, 0, 0), std=(1, 1, 1))
+        encoder = on_cpu(spec, MeanColour(), stain="macenko")
+        np.testing.assert_allclose(encoded(encoder, tiles_of(1)), [[0.2, 0.2, 0.2]], rtol=1e-6)
+        assert encoder.transform == f"stain macenko of a test, then {spec.transform}"
+
+    def test_stain_normalisation_of_tissue(self, lite0, tissue):
+        pytest.importorskip("torchstain")
+        config = EncoderConfig(device="cpu", stain="macenko")
+        encoder, lazy = load_encoder(config), LazyEncoder.of(config)
+        assert "macenko" in encoder.transform
+        assert lazy.record.transform == encoder.transform
+        assert lazy.record.weight_digest == encoder.weight_digest
+        assert not np.allclose(encoded(encoder, tissue[:2]), encoded(lite0, tissue[:2]), atol=0.1)
+
+    def test_stain_normalisation_without_its_package(self, monkeypatch):
+        for name in ("macenko", "reinhard"):
+            monkeypatch.setitem(sys.modules, f"torchstain.torch.normalizers.{name}", None)
+        with pytest.raises(ConfigError, match=r"pip install 'histomil\[stain\]'"):
+            LazyEncoder.of(EncoderConfig(device="cpu", stain="macenko"))
+
+    @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+    def test_weights_kept_in_half_precision_change_no_number(self, precision):
+        """autocast casts float32 weights to the same numbers."""
+        torch.manual_seed(0)
+        module = timm.create_model("test_vit", pretrained=False, num_classes=0).eval()
+        spec = spec_of(dim=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        tiles = tiles_of(3, 160)
+        pixels = torch.from_numpy(tiles).permute(0, 3, 1, 2).float()
+        dtype = getattr(torch, precision)
+        with torch.inference_mode(), torch.autocast("cpu", dtype=dtype):
+            expected = copy.deepcopy(module)(pixels / 127.5 - 1).float()
+        encoder = on_cpu(spec, module, precision)
+        assert encoder._network.blocks[0].mlp.fc1.weight.dtype == dtype
+        assert encoder._network.norm.weight.dtype == torch.float32
+        np.testing.assert_array_equal(encoded(encoder, tiles), expected)
+
+    def test_compiled_networks_always_see_one_shape(self, monkeypatch):
+        seen = []
+
+        def compiled(module, *, dynamic):
+            def call(pixels):
+                seen.append(tuple(pixels.shape))
+                return module(pixels)
+
+            return call
+
+        monkeypatch.setattr(torch, "compile", compiled)
+        spec, tiles = spec_of(), tiles_of(5)
+        encoder = on_cpu(spec, MeanColour(), compiled_for=4)
+        found = np.concatenate([encoded(encoder, tiles[:4]), encoded(encoder, tiles[4:])])
+        np.testing.assert_array_equal(found, encoded(on_cpu(spec, MeanColour()), tiles))
+        assert seen == [(4, 3, 64, 64)] * 2
+
+    @pytest.mark.slow
+    def test_compiled_features_are_the_plain_ones(self):
+        torch.manual_seed(0)
+        module = timm.create_model("test_vit", pretrained=False, num_classes=0).eval()
+        spec, tiles = spec_of(dim=64), tiles_of(3, 160)
+        plain = encoded(on_cpu(spec, copy.deepcopy(module)), tiles)
+        compiled = on_cpu(spec, module, compiled_for=4)
+        np.testing.assert_allclose(encoded(compiled, tiles), plain, rtol=1e-4, atol=1e-5)
 
     def test_digest_sees_every_weight_and_no_name(self):
         one, two = nn.Linear(3, 4), nn.Linear(3, 4)
@@ -116,11 +182,30 @@ class TestNetworkEncoder:
             two.bias[0] += 1e-6
         assert digest_of(one) != digest_of(two)
 
-    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-    def test_cuda_without_a_gpu(self):
-        assert choose_device("auto") == "cpu"
-        with pytest.raises(ConfigError, match="no GPU; use 'auto' or 'cpu'"):
-            load_encoder(EncoderConfig(device="cuda"))
+
+class TestHalfPrecision:
+    """Least cosine with float32 over 32 lung tiles, measured: lite0 .99995 in float16 and .9952
+    in bfloat16; ViT-S of random weights 1.0000 and .99998.
+    """
+
+    @pytest.mark.parametrize(("precision", "least"), [("float16", 0.9995), ("bfloat16", 0.99)])
+    def test_lite0(self, lite0, tissue, precision, least):
+        half = load_encoder(EncoderConfig(device="cpu", precision=precision))
+        assert half.precision == precision
+        exact, rough = encoded(lite0, tissue), encoded(half, tissue)
+        assert rough.dtype == np.float32
+        assert not np.array_equal(exact, rough)
+        assert cosines(exact, rough).min() > least
+
+    @pytest.mark.parametrize(("precision", "least"), [("float16", 0.99999), ("bfloat16", 0.9998)])
+    def test_vision_transformer(self, tissue, precision, least):
+        torch.manual_seed(0)
+        module = timm.create_model("vit_small_patch16_224", pretrained=False, num_classes=0)
+        spec = spec_of(dim=384)
+        exact = encoded(on_cpu(spec, copy.deepcopy(module)), tissue[:4])
+        rough = encoded(on_cpu(spec, module, precision), tissue[:4])
+        assert not np.array_equal(exact, rough)
+        assert cosines(exact, rough).min() > least
 
 
 class TestPooling:

@@ -1,6 +1,8 @@
 import numpy as np
-from hypothesis import given
+import pytest
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from preprocessing.geometry import Level, Pyramid, Size, plan_tiles
 from preprocessing.grid import make_grid
@@ -91,6 +93,74 @@ def test_order_is_row_major(size_px0, request):
     coords = make_grid(size_px0, geometry, everywhere(size_px0), min_tissue=0).coords_px0
     order = np.lexsort((coords[:, 0], coords[:, 1]))
     np.testing.assert_array_equal(order, np.arange(len(coords)))
+
+
+@given(bounded_slides(), st.floats(0.2, 1.0), plans)
+def test_a_corner_lies_at_its_lattice_point_or_is_the_last_that_fits(slide, mpp0, request):
+    size_px0, bounds = slide
+    geometry = plan(size_px0, mpp0, **request)
+    tiles = make_grid(size_px0, geometry, everywhere(size_px0), min_tissue=0, bounds_px0=bounds)
+    assume(len(tiles))
+    x, y, width, height = bounds or (0, 0, size_px0.width, size_px0.height)
+    ends = min(x + width, size_px0.width), min(y + height, size_px0.height)
+    strides = geometry.stride_px0_x, geometry.stride_px0_y
+    sides = geometry.tile_px0_x, geometry.tile_px0_y
+    for axis, start in enumerate((x, y)):
+        corners = tiles.coords_px0[:, axis]
+        exact = start + np.rint((corners - start) / strides[axis]) * strides[axis]
+        pulled_in = corners == np.floor(ends[axis] - sides[axis] + 1e-6)
+        assert ((np.abs(corners - exact) <= 0.5) | pulled_in).all()
+
+
+@given(sizes, st.floats(0.2, 1.0), plans)
+def test_neighbours_share_the_overlap_that_was_asked_for(size_px0, mpp0, request):
+    geometry = plan(size_px0, mpp0, **request)
+    tiles = make_grid(size_px0, geometry, everywhere(size_px0), min_tissue=0)
+    shared_px0 = request["overlap_px"] * request["mpp"] / mpp0
+    sides = geometry.tile_px0_x, geometry.tile_px0_y
+    for axis, side in enumerate(sides):
+        corners = np.unique(tiles.coords_px0[:, axis])
+        np.testing.assert_allclose(side - np.diff(corners), shared_px0, atol=1.5)
+
+
+@given(bounded_slides(), st.floats(0.2, 1.0), plans, st.data())
+def test_a_larger_mask_loses_no_tile_and_lowers_no_fraction(slide, mpp0, request, data):
+    size_px0, bounds = slide
+    geometry = plan(size_px0, mpp0, **request)
+    mask = data.draw(hnp.arrays(np.bool_, (5, 4)))
+    more = mask | data.draw(hnp.arrays(np.bool_, (5, 4)))
+    least = data.draw(st.floats(0.01, 1))
+    found = []
+    for tissue in (mask, more):
+        scaled = TissueMask(tissue, size_px0.width / 4, size_px0.height / 5)
+        tiles = make_grid(size_px0, geometry, scaled, min_tissue=least, bounds_px0=bounds)
+        corners = map(tuple, tiles.coords_px0.tolist())
+        found.append(dict(zip(corners, tiles.tissue_fraction, strict=True)))
+    assert found[0].keys() <= found[1].keys()
+    assert all(found[0][corner] <= found[1][corner] + 1e-6 for corner in found[0])
+
+
+@given(bounded_slides(), st.floats(0.2, 1.0), plans)
+def test_bounds_are_as_good_as_a_slide_of_that_size(slide, mpp0, request):
+    size_px0, bounds = slide
+    assume(bounds)
+    x, y, width, height = bounds
+    inner = Size(min(width, size_px0.width - x), min(height, size_px0.height - y))
+    geometry = plan(inner, mpp0, **request)
+    bounded = make_grid(size_px0, geometry, everywhere(size_px0), min_tissue=0.0, bounds_px0=bounds)
+    alone = make_grid(inner, geometry, everywhere(inner), min_tissue=0.0)
+    np.testing.assert_array_equal(bounded.coords_px0 - [x, y], alone.coords_px0)
+
+
+@pytest.mark.parametrize("min_tissue", [0.0, 0.3])
+def test_the_same_slide_gives_the_same_tiles(min_tissue):
+    size_px0 = Size(2317, 1999)
+    mask = TissueMask(np.random.default_rng(0).random((40, 50)) < 0.4, 2317 / 50, 1999 / 40)
+    geometry = plan(size_px0, 0.37, mpp=0.5, tile_px=61, overlap_px=7)
+    one, two = (make_grid(size_px0, geometry, mask, min_tissue=min_tissue) for _ in range(2))
+    np.testing.assert_array_equal(one.coords_px0, two.coords_px0)
+    np.testing.assert_array_equal(one.tissue_fraction, two.tissue_fraction)
+    assert (np.diff(one.coords_px0[:, 1]) >= 0).all()
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1))

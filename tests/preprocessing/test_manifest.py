@@ -35,7 +35,21 @@ def test_spreadsheet_habits_are_understood(tmp_path):
     assert (row.patient_id, row.path.name) == ("P1", "a, b.svs")
 
 
+def test_pixels_that_are_not_square_have_two_columns(tmp_path):
+    path = manifest(
+        tmp_path,
+        "slide_id,patient_id,path,mpp,mpp_x,mpp_y",
+        "s1,P1,a.svs,,0.25,0.5",
+        "s2,P1,b.svs,0.25,,",
+        "s3,P1,c.svs,,,",
+    )
+    rows = read_manifest(path)
+    assert [row.mpp for row in rows] == [(0.25, 0.5), 0.25, None]
+    assert [row.extra for row in rows] == [{}, {}, {}]
+
+
 HEADER = "slide_id,patient_id,path,mpp"
+AXES = "slide_id,patient_id,path,mpp,mpp_x,mpp_y"
 
 
 @pytest.mark.parametrize(
@@ -61,6 +75,12 @@ HEADER = "slide_id,patient_id,path,mpp"
         ([HEADER, "s1,P1,a.svs,nan"], "got 'nan'"),
         ([HEADER, "s1,P1,a.svs,inf"], "got 'inf'"),
         ([HEADER, 's1,P1,a.svs,"0,25"'], "got '0,25'"),
+        ([AXES, "s1,P1,a.svs,,0.5,"], "slide 's1': mpp_x without mpp_y; fill in both"),
+        ([AXES, "s1,P1,a.svs,,,0.5"], "mpp_y without mpp_x"),
+        ([AXES, "s1,P1,a.svs,0.5,0.5,0.5"], "mpp and mpp_x or mpp_y are given; keep mpp where"),
+        ([AXES, "s1,P1,a.svs,0.5,0.5,"], "mpp and mpp_x or mpp_y are given"),
+        ([AXES, "s1,P1,a.svs,,0.5,x"], "mpp_y must be a positive number.*got 'x'"),
+        (["slide_id,patient_id,path,mpp_x", "s1,P1,a.svs,0.5"], "mpp_x without mpp_y"),
         ([HEADER, "s1,P1,a.svs,0.5,more"], "line 2: expected 4 values, got 5"),
         ([HEADER, "s1,P1"], "line 2: expected 4 values, got 2"),
         ([HEADER, 's1,P1,"a.svs,'], "expected a CSV in UTF-8"),

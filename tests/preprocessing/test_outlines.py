@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocessing.errors import StoreError
-from preprocessing.outlines import read_outlines, share_inside, write_outlines
+from preprocessing.outlines import (
+    coverage,
+    read_annotations,
+    read_outlines,
+    share_inside,
+    write_outlines,
+)
 
 corner = st.tuples(st.integers(0, 2000), st.integers(0, 2000))
 
@@ -67,3 +73,118 @@ def test_multipolygons_are_read_and_points_refused(tmp_path):
         read_outlines(path)
     with pytest.raises(StoreError, match=r"absent\.geojson"):
         read_outlines(tmp_path / "absent.geojson")
+
+
+def star(centre, radii):
+    angles = np.linspace(0, 2 * np.pi, len(radii), endpoint=False)
+    return centre + np.array(radii)[:, None] * np.c_[np.cos(angles), np.sin(angles)]
+
+
+stars = st.tuples(
+    st.tuples(st.floats(-200, 1400), st.floats(-200, 1200)),
+    st.lists(st.floats(50, 600), min_size=3, max_size=30),
+    st.booleans(),
+)
+
+
+@given(st.lists(stars, max_size=3), st.floats(20, 60), st.floats(20, 60))
+def test_coverage_is_the_exact_share_of_every_pixel(drawn, across, down):
+    """Exact along rows, 8 lines down a pixel: an edge that is nearly horizontal is off by 1/8."""
+    outlines = [
+        [star(centre, radii), *([star(centre, np.array(radii) / 3)] if holed else [])]
+        for centre, radii, holed in drawn
+    ]
+    height, width = round(1000 / down), round(1200 / across)
+    covered = coverage(outlines, (height, width), (across, down))
+    assert covered.shape == (height, width)
+    corners = np.stack(np.meshgrid(np.arange(width) * across, np.arange(height) * down), axis=-1)
+    exact = share_inside(outlines, corners.reshape(-1, 2), (across, down))
+    difference = covered.ravel() - exact
+    assert np.abs(difference).max() < 0.25  # two edges in one pixel
+    assert abs(difference.mean()) < 0.003
+
+
+def test_coverage_of_whole_pixels_is_exact_and_stops_at_the_raster():
+    square = np.array([[20, 30], [500, 30], [500, 500], [20, 500]], dtype=float)
+    covered = coverage([[square]], (10, 12), (10, 10))
+    expected = np.zeros((10, 12))
+    expected[3:, 2:] = 1
+    np.testing.assert_array_equal(covered, expected)
+    np.testing.assert_array_equal(coverage([], (2, 3), (10, 10)), np.zeros((2, 3)))
+
+
+RING = [[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]]
+POLYGON = {"type": "Polygon", "coordinates": [RING]}
+
+
+def feature(geometry=POLYGON, id_="6f9d6c0e-0000-0000-0000-000000000000", **properties):
+    return {"type": "Feature", "id": id_, "geometry": geometry, "properties": properties}
+
+
+def annotations_of(tmp_path, content):
+    path = tmp_path / "s.geojson"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return read_annotations(path)
+
+
+@pytest.mark.parametrize(
+    ("classification", "name"),
+    [
+        ({"name": "Tumor", "color": [200, 0, 0]}, "Tumor"),
+        ({"names": ["Tumor", "Positive"], "color": [250, 62, 62]}, "Tumor: Positive"),
+        ({"name": "Tumor", "colorRGB": -3670016}, "Tumor"),
+        ("Geweberand ü", "Geweberand ü"),
+        (None, ""),
+    ],
+)
+def test_classes_are_called_as_qupath_shows_them(tmp_path, classification, name):
+    drawn = feature(objectType="annotation", classification=classification)
+    for content in ({"type": "FeatureCollection", "features": [drawn]}, [drawn], drawn):
+        (annotation,), others = annotations_of(tmp_path, content)
+        assert annotation.name == name
+        np.testing.assert_array_equal(annotation.outline[0], RING)
+        assert not others
+
+
+def test_areas_of_every_form_are_read_and_what_else_there_is_is_counted(tmp_path):
+    line = {"type": "LineString", "coordinates": [[0, 0], [5, 5]]}
+    several = {"type": "MultiPolygon", "coordinates": [[RING], [RING, [[2, 2], [4, 2], [4, 4]]]]}
+    content = [
+        feature(several),
+        feature({"type": "GeometryCollection", "geometries": [POLYGON, line]}),
+        feature({"type": "Point", "coordinates": [1, 2]}),
+        feature({"type": "MultiPoint", "coordinates": [[1, 2]]}),
+        feature({"type": "Polygon", "coordinates": [[[0, 0], [5, 5], [0, 0]]]}),
+        feature({"type": "Polygon", "coordinates": []}),
+        feature({"type": "Polygon", "coordinates": [RING, [[1, 1], [1, 1], [1, 1]]]}),
+        feature(objectType="detection"),
+        feature(objectType="tmaCore"),
+        feature(id_="PathCellObject"),
+    ]
+    annotations, others = annotations_of(tmp_path, content)
+    assert [len(annotation.outline) for annotation in annotations] == [1, 2, 1, 1]
+    assert others == {
+        **dict.fromkeys(("LineString", "Point", "MultiPoint"), 1),
+        **dict.fromkeys(("detection", "tmaCore", "cell"), 1),
+        "empty Polygon": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[",
+        '{"type": "FeatureCollection"}',
+        "[3]",
+        '[{"type": "Feature", "geometry": null}]',
+        '[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, "NaN"], '
+        "[1, 1], [2, 0]]]}}]",
+        '[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[]]}}]',
+    ],
+)
+def test_what_is_no_geojson_of_qupath_is_refused_with_its_path(tmp_path, content):
+    path = tmp_path / "s.geojson"
+    path.write_text(content)
+    with pytest.raises(StoreError, match=r"s\.geojson: expected annotations as QuPath exports"):
+        read_annotations(path)

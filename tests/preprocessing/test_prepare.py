@@ -3,12 +3,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 from tiff_files import damage_tile, noise, write_tiff
 
-from preprocessing.config import GridConfig, PreprocessingConfig
-from preprocessing.errors import NoTissue
+from preprocessing.config import (
+    GridConfig,
+    PreprocessingConfig,
+    ReadingConfig,
+    RegionsConfig,
+    TissueConfig,
+)
+from preprocessing.errors import NoTissue, SlideError
 from preprocessing.manifest import SlideRow
+from preprocessing.outlines import write_outlines
 from preprocessing.prepare import prepare_slide, tile_geometry
+from preprocessing.regions import tissue_digest
 from preprocessing.slide import Slide, open_slide
 from preprocessing.store import SlideFeatures
 
@@ -42,9 +51,10 @@ def row_of(path) -> SlideRow:
     return SlideRow("s", "p", path, None)
 
 
-def prepare(path) -> SlideFeatures:
-    with open_slide(row_of(path)) as slide:
-        return prepare_slide(row_of(path), slide, tile_geometry(slide, CONFIG.grid), CONFIG)
+def prepare(path, **settings) -> SlideFeatures:
+    config = CONFIG.model_copy(update=settings)
+    with open_slide(row_of(path), reading=config.reading) as slide:
+        return prepare_slide(row_of(path), slide, tile_geometry(slide, config.grid), config)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +70,68 @@ def test_tiles_cover_the_tissue(intact):
     assert made.coords_px0.tolist() == [[col, row] for row in rows for col in cols]
     assert made.tissue_fraction.min() > 0.8
     assert made.thumbnail.shape == (1024, 1024, 3)
+
+
+def test_the_provenance_says_what_read_the_slide(tmp_path):
+    path = slide_file(tmp_path / "s.tif")
+    found = prepare(path).provenance
+    assert found.reader.startswith("direct (simplejpeg ")
+    assert (found.decoded_scale, found.objective_power, found.tissue_digest) == (1, None, "")
+    assert found.properties["openslide.level-count"] == "3"
+    assert found.properties["tiff.ResolutionUnit"] == "centimeter"
+    coarse = GridConfig(mpp=4.0, tile_px=32)
+    assert (
+        prepare(slide_file(tmp_path / "t.tif", factors=(1,)), grid=coarse).provenance.decoded_scale
+        == 2
+    )
+    reading = ReadingConfig(direct=False)
+    by_openslide = prepare(path, reading=reading, grid=coarse).provenance
+    assert by_openslide.reader.startswith("openslide: ")
+    assert (by_openslide.decoded_scale, by_openslide.reading) == (1, reading)
+
+
+def corners(made: SlideFeatures) -> set[tuple[int, int]]:
+    return {(x, y) for x, y in made.coords_px0.tolist()}
+
+
+def lattice(x, y, width, height) -> set[tuple[int, int]]:
+    """Corners of the tiles that a box of whole tiles holds."""
+    return {(c, r) for c in range(x, x + width, TILE_PX) for r in range(y, y + height, TILE_PX)}
+
+
+def test_a_mask_takes_the_place_of_the_tissue_found(intact, tmp_path):
+    path = tmp_path / "s.tif"
+    path.write_bytes(intact[0])
+    tissue = TissueConfig(masks=tmp_path)
+    with pytest.raises(SlideError, match=r"slide 's': no mask at .*s\.png"):
+        prepare(path, tissue=tissue)
+    white = np.zeros((256, 256), dtype=np.uint8)
+    white[16:32, 8:24] = 255  # 8 px each
+    Image.fromarray(white).save(tmp_path / "s.png")
+    made = prepare(path, tissue=tissue)
+    assert corners(made) == lattice(64, 128, 128, 128)
+    np.testing.assert_array_equal(made.tissue_fraction, 1)
+    assert made.provenance.tissue_digest == tissue_digest(row_of(path), tissue) != ""
+    assert made.provenance.mask_px0_per_px_x == 8
+
+
+def test_regions_limit_the_tissue_or_take_its_place(intact, tmp_path):
+    path = tmp_path / "s.tif"
+    path.write_bytes(intact[0])
+    box = np.array([[1408, 320], [1664, 320], [1664, 448], [1408, 448]], dtype=float)
+    write_outlines([[box]], tmp_path / "s.geojson", name="Tumour")
+    regions = RegionsConfig(folder=tmp_path, frame="level0", include=("Tumour",))
+    limited = prepare(path, tissue=TissueConfig(regions=regions))
+    assert corners(limited) == lattice(1536, 320, 128, 128)
+    replaced = regions.model_copy(update={"replace_tissue": True})
+    made = prepare(path, tissue=TissueConfig(regions=replaced))
+    assert corners(made) == lattice(1408, 320, 256, 128)
+    nowhere = regions.model_copy(update={"frame": "level0", "exclude": ("Tumour",), "include": ()})
+    with pytest.raises(NoTissue, match="classes there: 'Tumour'"):
+        prepare(path, tissue=TissueConfig(regions=nowhere))
+    write_outlines([[box - [1400, 0]]], tmp_path / "s.geojson", name="Tumour")
+    with pytest.raises(NoTissue, match=r"tissue covers 0\.00% .* by .*s\.geojson"):
+        prepare(path, tissue=TissueConfig(regions=regions))
 
 
 @pytest.mark.parametrize("parts", [[0], [1], None])

@@ -31,11 +31,19 @@ def test_shards_keep_every_row_in_order():
 
 def test_process_list_comes_back_as_it_went(tmp_path):
     statuses = [
-        SlideStatus("a", "done", 12, 3.5),
+        SlideStatus("a", "done", 12, 3.5, tiles_unreadable=2, waited_for_reading=0.25),
         SlideStatus("b", "failed", 0, 0.1, error="slide 'b': comma, \"quote\"", traceback="x\ny"),
     ]
-    write_process_list(statuses, tmp_path)
+    header = write_process_list(statuses, tmp_path).read_text().splitlines()[0]
+    assert header == (
+        "slide_id,status,tiles,seconds,tiles_unreadable,waited_for_reading,error,traceback"
+    )
     assert read_process_list(tmp_path) == statuses
+
+
+def test_a_process_list_of_fewer_columns_is_read(tmp_path):
+    (tmp_path / "process_list.csv").write_text("slide_id,status,tiles,seconds\na,done,3,0.5\n")
+    assert read_process_list(tmp_path) == [SlideStatus("a", "done", 3, 0.5)]
 
 
 def test_every_slide_has_a_status_in_the_manifests_order(tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tiff_files import TILE_PX, block_mean, damage_tile, noise, write_tiff
 
 from preprocessing import reader
+from preprocessing.bench.reader_slides import Storage, write_svs
 from preprocessing.errors import UnreadableSlide
 from preprocessing.geometry import TileGeometry, plan_tiles
 from preprocessing.manifest import SlideRow
@@ -25,13 +26,19 @@ def open_tiff(path) -> Slide:
     return Slide(SlideRow("s", "p", path))
 
 
-@pytest.fixture(scope="module")
-def smooth(tmp_path_factory):
+@pytest.fixture(scope="module", params=["openslide", "direct"])
+def smooth(request, tmp_path_factory):
     """Red rises with x, green with y, by one grey level per eight pixels."""
     y, x = np.mgrid[0:1024, 0:1536]
     image = np.stack([x // 8, y // 8, np.zeros_like(x)], axis=2).astype(np.uint8)
-    path = write_tiff(tmp_path_factory.mktemp("smooth") / "s.tif", image)
+    path = tmp_path_factory.mktemp("smooth") / "s.tif"
+    if request.param == "openslide":
+        write_tiff(path, image)
+    else:
+        exact = Storage(tile_px=240, quality=100, rgb=True)
+        write_svs(path, image, mpp=0.5, storage=exact, factors=(1,))
     with open_tiff(path) as slide:
+        assert slide.reader.startswith(request.param)
         yield slide
 
 
@@ -152,6 +159,19 @@ def test_every_tile_pixel_shows_its_place_on_the_slide(smooth, mpp, x_px0, y_px0
     assert abs((tile[..., 1] - expected_y[:, None]).mean()) < 0.2
 
 
+@given(
+    starts=st.lists(
+        st.one_of(st.integers(0, 900), st.floats(0, 900), st.floats(-1e-7, 1e-7)), max_size=20
+    ),
+    read_px=st.one_of(st.just(100.0), st.floats(40, 300)),
+)
+def test_many_tiles_are_planned_as_each_is_read(starts, read_px):
+    many = reader._spans(np.array(starts, dtype=float), read_px, 100, 1000)
+    for n, start in enumerate(starts):
+        one = reader._span(float(start), read_px, 100, 1000)
+        assert (many.first[n], many.stop[n], many.whole[n]) == (one.first, one.stop, one.whole)
+
+
 def test_last_tile_ends_at_the_slides_corner(tmp_path):
     image = mid_grey_noise(500, 400)
     path = write_tiff(tmp_path / "s.tif", image)
@@ -175,13 +195,16 @@ def test_only_tiles_on_a_damaged_spot_are_unreadable(tmp_path, mpp, threads):
     batches = {}
     for path in (whole, broken):
         with ExitStack() as stack:
-            handles = [stack.enter_context(open_tiff(path)) for _ in range(threads)]
-            geometry = plan_tiles(handles[0].pyramid, mpp=mpp, tile_px=96)
+            slide = stack.enter_context(open_tiff(path))
+            more = range(threads - 1)
+            handles = [slide, *(stack.enter_context(slide.another()) for _ in more)]
+            geometry = plan_tiles(slide.pyramid, mpp=mpp, tile_px=96)
             parts = list(read_batches(handles, coords, geometry, batch_size=10))
         assert [len(part.readable) for part in parts] == [10, 10, 10, 10, 9]
+        order = np.argsort(np.concatenate([part.rows for part in parts]))
         batches[path] = (
-            np.concatenate([part.tiles for part in parts]),
-            np.concatenate([part.readable for part in parts]),
+            np.concatenate([part.tiles for part in parts])[order],
+            np.concatenate([part.readable for part in parts])[order],
         )
     tiles, readable = batches[broken]
     side, reach = 96 * mpp / 0.5, 0 if mpp == 0.5 else 3  # the filter sees a little further
@@ -218,9 +241,9 @@ class TestThreads:
 
     @pytest.mark.parametrize("count", [1, 2, 3])
     def test_order_is_that_of_the_tiles_however_long_each_takes(self, handles, monkeypatch, count):
-        def slowly(slide, geometry, *, x_px0, y_px0):
+        def slowly(slide, geometry, *, x_px0, y_px0, out):
             time.sleep(0.005 * (x_px0 // 64 % 3 == 0))
-            return read_tile(slide, geometry, x_px0=x_px0, y_px0=y_px0)
+            return read_tile(slide, geometry, x_px0=x_px0, y_px0=y_px0, out=out)
 
         monkeypatch.setattr(reader, "read_tile", slowly)
         found = [batch.tiles[0, 0, 0, 0] for batch in self.read(handles[:count])]
@@ -229,22 +252,21 @@ class TestThreads:
     def test_no_handle_is_used_by_two_threads_at_once(self, handles, monkeypatch):
         busy, shared = set(), []
 
-        def watched(slide, geometry, *, x_px0, y_px0):
+        def watched(slide, geometry, **where):
             shared.append(slide in busy)
             busy.add(slide)
             time.sleep(0.002)
             busy.remove(slide)
-            return np.zeros((64, 64, 3), dtype=np.uint8)
 
         monkeypatch.setattr(reader, "read_tile", watched)
         assert len(list(self.read(handles))) == len(shared) == 12
         assert not any(shared)
 
     def test_an_error_arrives_in_its_place_and_names_the_file(self, handles, monkeypatch):
-        def failing(slide, geometry, *, x_px0, y_px0):
+        def failing(slide, geometry, *, x_px0, y_px0, out):
             if x_px0 == 128:
                 raise OSError("disk is gone")
-            return read_tile(slide, geometry, x_px0=x_px0, y_px0=y_px0)
+            return read_tile(slide, geometry, x_px0=x_px0, y_px0=y_px0, out=out)
 
         monkeypatch.setattr(reader, "read_tile", failing)
         batches = self.read(handles)
@@ -255,9 +277,8 @@ class TestThreads:
     def test_reads_ahead_but_not_far_and_stops_when_closed(self, handles, monkeypatch):
         made = []
 
-        def watched(slide, geometry, *, x_px0, y_px0):
+        def watched(slide, geometry, *, x_px0, y_px0, out):
             made.append(x_px0)
-            return np.zeros((64, 64, 3), dtype=np.uint8)
 
         monkeypatch.setattr(reader, "read_tile", watched)
         batches = self.read(handles[:2])

@@ -113,6 +113,14 @@ class TestRealFiles:
         reference.close()
         np.testing.assert_array_equal(region, expected)
 
+    def test_what_the_file_says_of_itself(self, shared):
+        path = shared / "slides" / "CMU-1-Small-Region.svs"
+        with open_slide(row_of(path)) as slide, slide.another() as other:
+            for each in (slide, other):
+                assert each.objective_power == 20
+                assert each.properties["aperio.MPP"] == "0.4990"
+                assert not any("aperio.User" in key or "Date" in key for key in each.properties)
+
     def test_without_mpp(self, shared):
         path = shared / "slides" / "TCGA-CR-7395-01A-01-TS1.svs"
         with (

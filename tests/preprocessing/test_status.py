@@ -5,7 +5,7 @@ from preprocessing.status import SlideStatus, read_status, write_status
 
 STATUSES = (
     SlideStatus("a", "done", 12, 1.5),
-    SlideStatus("b", "failed", 0, 0.1, "slide 'b': gone", "Traceback ..."),
+    SlideStatus("b", "failed", 0, 0.1, error="slide 'b': gone", traceback="Traceback ..."),
 )
 
 

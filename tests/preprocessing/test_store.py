@@ -1,3 +1,4 @@
+import hashlib
 import json
 import signal
 import subprocess
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 import zarr
 
+from preprocessing import store as stores
 from preprocessing.artefacts import whole_folder
+from preprocessing.config import QualityConfig
 from preprocessing.errors import NoTissue, StoreError
 from preprocessing.store import (
     SCHEMA_VERSION,
@@ -79,9 +82,9 @@ def contents(tiles=7, *, dims=None, unreadable=(2,), seed=0):
     )
 
 
-@pytest.mark.parametrize("tiles", [1, 7, 5000])
+@pytest.mark.parametrize("tiles", [1, 7, 4096, 4097])
 def test_round_trip(tmp_path, tiles):
-    """5000 rows of 300 numbers take two chunks."""
+    """4097 rows take two chunks, the last of which is padded."""
     written = contents(tiles, dims={"lite0": 300, HUB_NAME: 4}, unreadable=range(0, tiles, 3))
     path = write_store(tmp_path / "features", written)
     assert path == tmp_path / "features" / "s1.zarr" == store_path(tmp_path / "features", "s1")
@@ -124,11 +127,14 @@ def test_layout_is_plain_zarr_v3_that_needs_no_histomil(tmp_path):
     assert (root["zarr_format"], root["node_type"]) == (3, "group")
     assert root["attributes"]["histomil"]["schema_version"] == SCHEMA_VERSION == 2
     chunks = [path / "features" / "lite0" / "c" / row / "0" for row in ("0", "1")]
-    assert all(1 << 20 <= chunk.stat().st_size <= 4 << 20 for chunk in chunks)
+    assert [chunk.stat().st_size for chunk in chunks] == [2500 * 300 * 2] * 2  # at most 4096 rows
     raw = np.concatenate([np.fromfile(chunk, dtype="<f2") for chunk in chunks])
-    np.testing.assert_array_equal(raw[: 5000 * 300].reshape(5000, 300), written.features["lite0"])
+    np.testing.assert_array_equal(raw.reshape(5000, 300), written.features["lite0"])
     group = zarr.open_group(path, mode="r")
     np.testing.assert_array_equal(group["coords"][...], written.coords_px0)
+    for key in ARRAYS:
+        digest = hashlib.sha256(group[key][...].tobytes()).hexdigest()
+        assert group[key].attrs["sha256"] == digest
 
 
 def test_an_existing_store_is_replaced_whole(tmp_path):
@@ -172,7 +178,10 @@ def test_a_failing_writer_leaves_no_trace(tmp_path):
     assert len(open_store(path)) == 7
 
 
-ARRAYS = ("coords", "tissue_fraction", "read_error", "features/lite0", "thumbnail", "tissue_mask")
+ARRAYS = (
+    *("coords", "tissue_fraction", "read_error", "quality"),
+    *("features/lite0", "thumbnail", "tissue_mask"),
+)
 
 
 @pytest.mark.parametrize("key", ARRAYS)
@@ -193,7 +202,7 @@ def test_a_truncated_chunk_is_refused(tmp_path, key, share):
     chunk = next(file for file in (path / key / "c").rglob("*") if file.is_file())
     chunk.write_bytes(chunk.read_bytes()[: int(chunk.stat().st_size * share)])
     with pytest.raises(StoreError, match=rf"{key}.*incomplete or damaged store"):
-        _ = (store := open_store(path)).thumbnail, store.tissue_mask
+        open_store(path).verify()
 
 
 def test_truncated_features_are_refused_when_opened(tmp_path):
@@ -201,6 +210,96 @@ def test_truncated_features_are_refused_when_opened(tmp_path):
     (path / "features" / "lite0" / "c" / "0" / "0").write_bytes(bytes(167))
     with pytest.raises(StoreError, match="expected 168 bytes, got 167"):  # 7 x 12 x 2
         open_store(path)
+
+
+@pytest.mark.parametrize("codec", ["zstd", "big-endian", "columns"])
+def test_features_that_another_program_wrote_in_its_own_way(tmp_path, codec):
+    """By the metadata: only what lies there row by row is read without zarr."""
+    written = contents(50)
+    path = write_store(tmp_path, written)
+    group = zarr.open_group(path, mode="r+")
+    digest = group["features/lite0"].attrs["sha256"]
+    del group["features/lite0"]
+    how = {
+        "zstd": {"chunks": (20, 12)},
+        "big-endian": {"serializer": zarr.codecs.BytesCodec(endian="big"), "compressors": None},
+        "columns": {"chunks": (20, 5), "compressors": None},
+    }[codec]
+    values = written.features["lite0"]
+    group.create_array("features/lite0", data=values, attributes={"sha256": digest}, **how)
+    store = open_store(path)
+    np.testing.assert_array_equal(store.features("lite0"), values)
+    store.verify()
+
+
+@pytest.mark.parametrize("key", ARRAYS)
+def test_a_changed_value_is_found_where_it_is_looked_for(tmp_path, key):
+    """A bit that flips in a file keeps every length as it was."""
+    path = write_store(tmp_path, contents())
+    open_store(path).verify()
+    array = zarr.open_group(path, mode="r+")[key]
+    first = (0,) * array.ndim
+    array[first] = ~array[first] if array.dtype == bool else array[first] + 1
+    store = open_store(path)
+    with pytest.raises(StoreError, match=rf"{key}: .*its values are not those written.*SHA-256"):
+        store.verify()
+    if key.startswith("features/"):
+        with pytest.raises(StoreError, match="its values are not those written"):
+            store.verified_features("lite0")
+        assert store.features("lite0")[0, 0] == array[first]
+
+
+def test_an_array_without_a_checksum_is_refused(tmp_path):
+    path = write_store(tmp_path, contents())
+    del zarr.open_group(path, mode="r+")["quality"].attrs["sha256"]
+    with pytest.raises(StoreError, match=r"quality: .*has no attribute 'sha256'; delete it and"):
+        open_store(path)
+
+
+def test_the_content_follows_features_places_and_what_is_used(tmp_path):
+    def content(folder, slide, limits=QualityConfig()):  # noqa: B008 - it is frozen
+        return open_store(write_store(tmp_path / folder, slide), limits).content("lite0")
+
+    same = contents()
+    first = content("a", same)
+    assert content("b", same) == first
+    elsewhere = replace(same, coords_px0=same.coords_px0 + 1)
+    other = replace(same, features={"lite0": same.features["lite0"] + np.float16(1)})
+    renamed = replace(same, provenance=same.provenance.model_copy(update={"patient_id": "other"}))
+    assert content("c", renamed) == first
+    assert len({first, content("d", elsewhere), content("e", other)}) == 3
+
+
+def test_limits_leave_out_readable_tiles(tmp_path):
+    """The tile that cannot be read has no quality, and is not asked for one."""
+    slide = contents(5, unreadable=(2,))
+    slide.quality[:] = [[9, 0, 0], [1, 0, 0], [np.nan] * 3, [9, 0.6, 0], [9, 0, 0.9]]
+    path = write_store(tmp_path, slide)
+    assert open_store(path).usable.tolist() == [True, True, False, True, True]
+    limits = QualityConfig(min_sharpness=2, max_ink=0.5)
+    assert open_store(path, limits).usable.tolist() == [True, False, False, False, True]
+    blank = QualityConfig(max_blank=0.5)
+    assert open_store(path, blank).usable.tolist() == [True, True, False, True, False]
+    assert open_store(path, limits).content("lite0") != open_store(path).content("lite0")
+    lax = QualityConfig(max_blank=1)
+    assert open_store(path, lax).content("lite0") == open_store(path).content("lite0")
+
+
+def test_a_limit_on_what_a_store_does_not_know_is_refused(tmp_path):
+    slide = contents(3, unreadable=())
+    slide.quality[1, 2] = np.nan
+    path = write_store(tmp_path, slide)
+    assert open_store(path, QualityConfig(max_ink=1)).usable.all()
+    with pytest.raises(StoreError, match=r"s1\.zarr.*blank"):
+        _ = open_store(path, QualityConfig(max_blank=0.5)).usable
+
+
+def test_opening_reads_metadata_alone(tmp_path, monkeypatch):
+    """Of a cohort that is streamed, thousands of stores are open at a time."""
+    path = write_store(tmp_path, contents())
+    monkeypatch.setattr(stores, "read_array", None)
+    store = open_store(path)
+    assert (len(store), store.encoders) == (7, ("lite0",))
 
 
 def edit_root(path, change):
@@ -247,15 +346,23 @@ def test_foreign_and_absent_folders_are_refused(tmp_path):
     with pytest.raises(StoreError, match="no attribute 'histomil'"):
         open_store(tmp_path / "other.zarr")
     path = write_store(tmp_path, contents())
-    (path / "zarr.json").write_text("{")
-    with pytest.raises(StoreError, match="expected a zarr v3 group"):
-        open_store(path)
+    for text in ("{", "[]", "{}", '{"zarr_format": 2, "node_type": "group"}'):
+        (path / "zarr.json").write_text(text)
+        with pytest.raises(StoreError, match="expected a zarr v3 group"):
+            open_store(path)
 
 
 def test_a_missing_encoder_lists_those_present(tmp_path):
     store = open_store(write_store(tmp_path, contents(dims={"lite0": 4, HUB_NAME: 5})))
     with pytest.raises(StoreError, match="no features of encoder 'uni', present: lite0, hf:owner/"):
         store.features("uni")
+
+
+def half_absent():
+    """One number of the unreadable tile is there."""
+    features = contents().features["lite0"]
+    features[2, 5] = 65504
+    return features
 
 
 def broken(**changes):
@@ -280,6 +387,11 @@ def broken(**changes):
             broken(features={"lite0": np.full((7, 12), np.inf, dtype=np.float16)}),
             "7 of 7 rows differ, first row 0 .float16 ends at 65504",
         ),
+        (
+            broken(features={"lite0": np.full((7, 12), -np.inf, dtype=np.float16)}),
+            "7 of 7 rows differ",
+        ),
+        (broken(features={"lite0": half_absent()}), "1 of 7 rows differ, first row 2"),
     ],
 )
 def test_contents_that_break_the_schema_are_not_written(tmp_path, slide, message):

@@ -1,18 +1,15 @@
-import io
-
 import numpy as np
 import openslide
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 from scipy import ndimage
+from tissue_pictures import EOSIN, GLASS, find, photograph, section
 
-from preprocessing.config import TissueConfig
-from preprocessing.tissue import TissueMask, find_tissue
+from preprocessing.tissue import TissueMask
 
-EOSIN, HAEMATOXYLIN, GLASS = (226, 150, 190), (120, 80, 150), (244, 242, 245)
 BLUE, DENSE_BLUE = (190, 200, 220), (95, 110, 165)  # haematoxylin in IHC, as some scanners show it
 INK = {
     "blue": (30, 50, 150),
@@ -22,32 +19,10 @@ INK = {
     "black": (25, 25, 30),
     "worn black": (80, 80, 85),
     "red": (200, 25, 45),
+    "washed blue": (145, 180, 210),
+    "washed out": (175, 210, 230),
+    "washed green": (190, 220, 200),
 }
-
-
-def photograph(picture):
-    """What a scanner makes of it: soft edges, noise, JPEG."""
-    soft = np.asarray(picture.filter(ImageFilter.GaussianBlur(1)), dtype=float)
-    noisy = soft + np.random.default_rng(0).normal(0, 3, soft.shape)
-    buffer = io.BytesIO()
-    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=80)
-    return np.asarray(Image.open(buffer).convert("RGB"))
-
-
-def section(glass=GLASS):
-    """A section of 160 x 160 of 300 x 240 px with dense spots, and where it is."""
-    picture = Image.new("RGB", (300, 240), glass)
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((40, 40, 199, 199), fill=EOSIN)
-    for x in range(60, 200, 40):
-        draw.ellipse((x, x, x + 20, x + 20), fill=HAEMATOXYLIN)
-    truth = np.zeros((240, 300), dtype=bool)
-    truth[40:200, 40:200] = True
-    return picture, truth
-
-
-def find(rgb, mpp=8.0, **settings_):
-    return find_tissue(rgb, TissueConfig(**settings_), px0_per_px_x=32, px0_per_px_y=32, mpp=mpp)
 
 
 def overlap(mask, truth):
@@ -91,6 +66,17 @@ def kept(picture, truth):
 def test_a_section_is_found_on_every_glass(glass):
     picture, truth = section(glass)
     assert overlap(find(photograph(picture)).mask, truth) > 0.95
+
+
+@pytest.mark.parametrize("glass", [GLASS, (242, 238, 226), (225, 232, 238), (236, 230, 233)])
+def test_glass_is_told_from_what_was_not_scanned(glass):
+    """Five sixths of the slide are pure white, as mosaics of tiles leave it."""
+    picture, truth = section(glass)
+    rgb = np.full((500, 600, 3), 255, dtype=np.uint8)
+    rgb[20:220, 20:220] = photograph(picture)[20:220, 20:220]
+    mask = find(rgb).mask
+    assert overlap(mask[:240, :300], truth) > 0.95
+    assert mask.sum() == mask[:240, :300].sum()
 
 
 @pytest.mark.parametrize("strength", [0.5, 0.25])

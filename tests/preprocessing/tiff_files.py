@@ -1,12 +1,19 @@
 """Small tiled TIFFs that openslide opens, for tests that need a slide of known content."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
+from PIL import Image
+
+from preprocessing.bench.reader_slides import Storage
 
 TILE_PX = 256
+YCBCR = Storage(tile_px=64, quality=85, rgb=False)
+RGB = Storage(tile_px=48, quality=90, rgb=True)
 
 
 def write_tiff(
@@ -44,17 +51,46 @@ def block_mean(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     return np.floor(means + 0.5).astype(np.uint8)
 
 
-def damage_tile(path: Path, *, col: int, row: int) -> None:
-    """Overwrite the stored bytes of one level-0 tile with zeros."""
-    with tifffile.TiffFile(path) as file:
-        page = file.pages[0]
-        across = -(-page.imagewidth // TILE_PX)
-        index = row * across + col
-        offset, length = page.dataoffsets[index], page.databytecounts[index]
+@contextmanager
+def stored_tile(
+    path: Path, *, col: int, row: int, level: int = 0
+) -> Iterator[tuple[tifffile.TiffPage, int]]:
+    """The directory of a level, open for changes, and the number of one of its tiles."""
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        page = [page for page in file.pages if page.is_tiled][level]
+        across = -(-page.imagewidth // page.tilewidth)
+        yield page, row * across + col
+
+
+def damage_tile(path: Path, *, col: int, row: int, level: int = 0, kept: float = 0.0) -> None:
+    """Overwrite the stored bytes of one tile with zeros, all but the first share `kept`."""
+    with stored_tile(path, col=col, row=row, level=level) as (page, number):
+        offset, length = page.dataoffsets[number], page.databytecounts[number]
+    first = round(length * kept)
     with path.open("r+b") as stream:
-        stream.seek(offset)
-        stream.write(bytes(length))
+        stream.seek(offset + first)
+        stream.write(bytes(length - first))
+
+
+def replace_tile(path: Path, stored: bytes, *, col: int, row: int, level: int = 0) -> None:
+    """Another stream for one tile, at the end of the file; an empty one makes it missing."""
+    end = path.stat().st_size
+    with path.open("ab") as stream:
+        stream.write(stored)
+    with stored_tile(path, col=col, row=row, level=level) as (page, number):
+        for tag, value in (("TileOffsets", end), ("TileByteCounts", len(stored))):
+            values = list(page.tags[tag].value)
+            values[number] = value
+            page.tags[tag].overwrite(values)
 
 
 def noise(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def texture(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Colours that change over some ten pixels, with a little noise: JPEG keeps most of it."""
+    coarse = Image.fromarray(noise(-(-width // 12), -(-height // 12), seed))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+    grain = noise(width, height, seed + 1) // 16
+    return (smooth // 8 * 7 + grain).astype(np.uint8)
