@@ -14,6 +14,9 @@ def check(study: StudyConfig, parsed: argparse.Namespace) -> int:
     lines, code = check_archive(study.features_dir, slides, deep=parsed.deep)
     for line in lines:
         print(f"histomil: {line}", file=sys.stderr)
+    if code == 0:
+        how = "checksums agree" if parsed.deep else "nothing is missing"
+        print(f"{len(slides)} slide(s), every one done; {how}")
     return code
 
 
