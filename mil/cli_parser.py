@@ -122,7 +122,7 @@ def _add_benches(parser: argparse.ArgumentParser) -> None:
         )
         return sub
 
-    reader = bench("reader", "tiles: beside openslide, and beside mere JPEG decoding", repeats=5)
+    reader = bench("reader", "tiles: beside openslide, and beside mere JPEG decoding", repeats=3)
     reader.add_argument("--slide", type=Path, help="one of yours; else two are made")
     reader.add_argument("--mpp", type=float, help="um per level-0 pixel, if the slide has none")
     bench("store", "features of a slide: beside numpy's files and CLAM's", repeats=9)
