@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mil.config import StudyConfig
 from preprocessing.artefacts import whole_file
+from preprocessing.versions import installed_version
 
 PACKAGES = ("histomil", "torch", "timm", "numpy", "pandas", "zarr", "scikit-learn", "lifelines")
 PACKAGES += ("openslide-python", "openslide-bin", "scikit-image", "snakemake")
@@ -37,14 +37,6 @@ def recorded(
     }
     with whole_file(path) as partial:
         partial.write_text(json.dumps(record, indent=1))
-
-
-def installed_version(package: str) -> str:
-    """The version of an installed distribution, 'absent' where there is none."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
 
 
 def _file_digest(path: Path) -> dict[str, str]:

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from preprocessing.config import ReadingConfig
 from preprocessing.direct_slide import DIRECT, DirectSlide
 from preprocessing.errors import MppError, UnreadableSlide
-from preprocessing.geometry import Level, Pyramid, Size
+from preprocessing.geometry import Pyramid, Size
 from preprocessing.inspection_files import cut_short, is_tiff, pixel_notes, why_refused
 from preprocessing.inspection_paths import Candidate
 from preprocessing.inspection_report import SlideReport
 from preprocessing.manifest import SlideRow
 from preprocessing.mpp import judge_mpp
-from preprocessing.properties import objective_power
+from preprocessing.properties import bounds_px0, objective_power
+from preprocessing.slide import levels_of
 from preprocessing.tiff_file import StoredFile
 
 _PLACES = (0.1, 0.5, 0.9)  # of the scanned area, along each axis
@@ -93,19 +94,11 @@ def _described(report: SlideReport, path: Path, handle: openslide.OpenSlide) -> 
         width_px0=width,
         height_px0=height,
         downsamples=tuple(handle.level_downsamples),
-        bounds_px0=_bounds(properties),
+        bounds_px0=bounds_px0(properties),
         objective_power=objective_power(properties),
         quickhash=properties.get("openslide.quickhash-1", ""),
         notes=tuple(notes),
     )
-
-
-def _bounds(properties: Mapping[str, str]) -> tuple[int, int, int, int] | None:
-    keys = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
-    if any(key not in properties for key in keys):
-        return None
-    x, y, width, height = (int(properties[key]) for key in keys)
-    return x, y, width, height
 
 
 def _with_mpp(report: SlideReport, row: SlideRow, properties: Mapping[str, str]) -> SlideReport:
@@ -165,12 +158,8 @@ def _failures(path: Path, handle: openslide.OpenSlide, places: list[_Place]) -> 
 
 
 def _reader(report: SlideReport, path: Path, handle: openslide.OpenSlide) -> str:
-    sizes = zip(handle.level_dimensions, handle.level_downsamples, strict=True)
-    levels = [
-        Level(index, Size(width, height), downsample)
-        for index, ((width, height), downsample) in enumerate(sizes)
-    ]
-    pyramid = Pyramid(tuple(levels), 1.0, 1.0)  # only sizes are asked of it
+    levels = levels_of(handle)
+    pyramid = Pyramid(levels, 1.0, 1.0)  # only sizes are asked of it
 
     def draw(level: int, x_px0: int, y_px0: int, size_px: Size) -> NDArray[np.uint8]:
         try:

@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +36,7 @@ from preprocessing.store import (
     partial_stores,
     store_path,
 )
+from preprocessing.versions import installed_version
 
 _log = logging.getLogger(__name__)
 _PACKAGES = ("histomil", "numpy", "pillow", "simplejpeg", "zarr", "torch", "timm")
@@ -262,11 +262,4 @@ def _joined(kept: SlideFeatures, made: SlideFeatures) -> SlideFeatures:
 
 @cache
 def _versions() -> dict[str, str]:
-    return {"openslide": openslide_version, **{name: _version_of(name) for name in _PACKAGES}}
-
-
-def _version_of(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+    return {"openslide": openslide_version, **{name: installed_version(name) for name in _PACKAGES}}

@@ -79,3 +79,12 @@ def objective_power(properties: Mapping[str, str]) -> float | None:
 
 def _may_stay(key: str, value: str) -> bool:
     return any(name.fullmatch(key) and form.fullmatch(value) for name, form in _RULES)
+
+
+def bounds_px0(properties: Mapping[str, str]) -> tuple[int, int, int, int] | None:
+    """(x, y, width, height) of the scanned area, in level-0 pixels, where the vendor states it."""
+    keys = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
+    if any(key not in properties for key in keys):
+        return None
+    x, y, width, height = (int(properties[key]) for key in keys)
+    return x, y, width, height

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -27,7 +26,7 @@ from preprocessing.geometry import Level, Pyramid, Size
 from preprocessing.manifest import SlideRow
 from preprocessing.mpp import find_mpp
 from preprocessing.overviews import Thumbnail, make_overviews
-from preprocessing.properties import kept_properties, objective_power
+from preprocessing.properties import bounds_px0, kept_properties, objective_power
 from preprocessing.tiff_file import StoredFile
 
 _FINGERPRINT_END_BYTES = 1 << 20
@@ -60,8 +59,8 @@ class Slide:
             self.objective_power = objective_power(properties)
             mpp = find_mpp(row, properties)
             self.mpp_source = mpp.source
-            self.pyramid = Pyramid(_levels(self._handle), mpp.x, mpp.y)
-            self.bounds_px0 = _bounds(properties)
+            self.pyramid = Pyramid(levels_of(self._handle), mpp.x, mpp.y)
+            self.bounds_px0 = bounds_px0(properties)
             self.fingerprint = _fingerprint(row.path, properties.get("openslide.quickhash-1", ""))
         except BaseException:
             self.close()
@@ -71,12 +70,7 @@ class Slide:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -232,21 +226,13 @@ def open_slide(row: SlideRow, *, reading: ReadingConfig = _READING) -> Iterator[
         yield slide
 
 
-def _levels(handle: openslide.OpenSlide) -> tuple[Level, ...]:
+def levels_of(handle: openslide.OpenSlide) -> tuple[Level, ...]:
+    """The pyramid's rasters, level 0 first."""
     sizes = zip(handle.level_dimensions, handle.level_downsamples, strict=True)
     return tuple(
         Level(index, Size(width, height), downsample)
         for index, ((width, height), downsample) in enumerate(sizes)
     )
-
-
-def _bounds(properties: dict[str, str]) -> tuple[int, int, int, int] | None:
-    """(x, y, width, height) of the scanned area, in level-0 pixels, where the vendor states it."""
-    keys = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
-    if any(key not in properties for key in keys):
-        return None
-    x, y, width, height = (int(properties[key]) for key in keys)
-    return x, y, width, height
 
 
 def _fingerprint(path: Path, quickhash: str) -> str:
