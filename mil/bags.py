@@ -15,8 +15,8 @@ from mil.memory import available_bytes
 from mil.training.config import Residence
 from preprocessing.config import QualityConfig
 from preprocessing.errors import StoreError
-from preprocessing.pack import Pack, open_pack, pack_path
-from preprocessing.store import FeatureStore, open_store, store_path
+from preprocessing.stores.pack import Pack, open_pack, pack_path
+from preprocessing.stores.store import FeatureStore, open_store, store_path
 
 _log = logging.getLogger(__name__)
 MOST_OF_MEMORY = 0.6  # share of what is available that features may take

@@ -14,7 +14,7 @@ from mil.tasks.config import ClassificationConfig, SurvivalTarget
 from preprocessing.errors import CohortError
 from preprocessing.manifest import SlideRow, read_manifest
 from preprocessing.process_list import read_process_list
-from preprocessing.store import FeatureStore, open_store, store_path
+from preprocessing.stores.store import FeatureStore, open_store, store_path
 
 
 def task_cohort(study: StudyConfig, task: str) -> Cohort:

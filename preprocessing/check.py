@@ -8,9 +8,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from preprocessing.errors import StoreError
-from preprocessing.pack import open_pack, read_index
 from preprocessing.process_list import read_process_list
-from preprocessing.store import open_store, store_path
+from preprocessing.stores.pack import open_pack, read_index
+from preprocessing.stores.store import open_store, store_path
 
 THREADS = 4
 Problem = str

@@ -10,7 +10,7 @@ from typing import TypeVar
 from preprocessing.config import PreprocessingConfig
 from preprocessing.errors import ConfigError
 from preprocessing.manifest import SlideRow, read_manifest
-from preprocessing.regions import region_files
+from preprocessing.tissue.regions import region_files
 
 Row = TypeVar("Row")
 # Counts up when tissue, grid or reader code gives other tiles or pixels for the same settings.

@@ -22,7 +22,7 @@ def synthesize(study: StudyConfig, _: argparse.Namespace) -> int:
 def extract(study: StudyConfig, parsed: argparse.Namespace) -> int:
     """A single shard with failed slides ends with 0: `check` tells, after the others are done."""
     from mil.records import recorded
-    from preprocessing.encode import encode_shard
+    from preprocessing.extraction.encode import encode_shard
     from preprocessing.manifest import read_manifest
     from preprocessing.plan import plan_shards, shards_of
     from preprocessing.process_list import shard_path
@@ -60,7 +60,7 @@ def status(study: StudyConfig, _: argparse.Namespace) -> int:
 
 
 def inspect_slides(parsed: argparse.Namespace) -> int:
-    from preprocessing.inspection import run_inspect
+    from preprocessing.inspection.archive import run_inspect
 
     return run_inspect(
         parsed.paths,

@@ -22,7 +22,7 @@ def check(study: StudyConfig, parsed: argparse.Namespace) -> int:
 
 def pack(study: StudyConfig, parsed: argparse.Namespace) -> int:
     from mil.data import rows_with_features
-    from preprocessing.pack import pack_features, pack_path
+    from preprocessing.stores.pack import pack_features, pack_path
 
     encoder = parsed.encoder or study.preprocessing.encoder.name
     slides = [row.slide_id for row in rows_with_features(study)]

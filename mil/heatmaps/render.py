@@ -28,7 +28,7 @@ from mil.heatmaps.page import DPI, Page, plan_page
 from mil.heatmaps.scores import ATTENTION_LIMIT, CohortScale, TileScores
 from preprocessing.artefacts import whole_file
 from preprocessing.errors import StoreError
-from preprocessing.store import FeatureStore
+from preprocessing.stores.store import FeatureStore
 
 _TISSUE_COLOUR, _TISSUE_WIDTH = "black", 0.7
 _LESION_COLOUR, _LESION_WIDTH = "#00c030", 1.6

@@ -17,7 +17,7 @@ from torch import Tensor
 from mil.models.base import BagOutput, MilMethod
 from mil.tasks.base import Task
 from preprocessing.errors import CheckpointError, MppError, StoreError
-from preprocessing.store import FeatureStore
+from preprocessing.stores.store import FeatureStore
 
 ATTENTION_LIMIT = 6.0
 """Attention is shown between 1/64 and 64 times its uniform value, in every slide."""

@@ -31,19 +31,19 @@ from torch import Tensor
 
 from preprocessing.bench.reader_slides import YCBCR, painted_tissue, write_svs
 from preprocessing.config import EncoderConfig, GridConfig, PreprocessingConfig
-from preprocessing.encode import encode_shard
 from preprocessing.encoders.base import EncoderSpec, TileEncoder
+from preprocessing.encoders.gpu import Uploader, choose_device, choose_precision
 from preprocessing.encoders.lazy import LazyEncoder
 from preprocessing.encoders.network import NetworkEncoder
 from preprocessing.encoders.registry import load_encoder
 from preprocessing.errors import StoreError
-from preprocessing.extract import Batch, Encoding
-from preprocessing.gpu import Uploader, choose_device, choose_precision
+from preprocessing.extraction.encode import encode_shard
+from preprocessing.extraction.extract import Batch, Encoding
+from preprocessing.extraction.pipeline import Ahead
+from preprocessing.extraction.prepare import prepare_slide, tile_geometry
 from preprocessing.manifest import SlideRow
-from preprocessing.pipeline import Ahead
-from preprocessing.prepare import prepare_slide, tile_geometry
-from preprocessing.reader import read_batches
-from preprocessing.slide import open_slide
+from preprocessing.slides.reader import read_batches
+from preprocessing.slides.slide import open_slide
 
 TILE_PX = 224
 _SLIDE_MPP = 0.25

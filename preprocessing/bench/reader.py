@@ -26,12 +26,12 @@ from preprocessing.bench.reader_slides import RGB, YCBCR, painted_tissue, write_
 from preprocessing.config import TissueConfig
 from preprocessing.errors import NoTissue
 from preprocessing.geometry import Pyramid, Size, TileGeometry, plan_tiles
-from preprocessing.grid import make_grid
 from preprocessing.manifest import SlideRow
-from preprocessing.reader import RESAMPLING, decoded_scale, read_batches
-from preprocessing.slide import Slide
-from preprocessing.tiff_index import TileIndex, index_levels
-from preprocessing.tissue import TissueMask, find_tissue
+from preprocessing.slides.reader import RESAMPLING, decoded_scale, read_batches
+from preprocessing.slides.slide import Slide
+from preprocessing.slides.tiff_index import TileIndex, index_levels
+from preprocessing.tissue.grid import make_grid
+from preprocessing.tissue.segmentation import TissueMask, find_tissue
 
 TILE_PX, BATCH, MPP = 224, 32, 0.25
 MOST_TILES = 1500  # of a slide of the user's: some seconds of openslide a turn

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from preprocessing.config import GridConfig, QualityConfig, TissueConfig
-from preprocessing.pack import open_pack, pack_features, pack_path
-from preprocessing.provenance import EncoderRecord, Provenance
-from preprocessing.store import QUALITY, SlideFeatures, open_store, store_path, write_store
+from preprocessing.stores.pack import open_pack, pack_features, pack_path
+from preprocessing.stores.provenance import EncoderRecord, Provenance
+from preprocessing.stores.store import QUALITY, SlideFeatures, open_store, store_path, write_store
 
 TILES, DIM = 20_000, 1024
 _ENCODER, _SLIDE = "bench", "slide"

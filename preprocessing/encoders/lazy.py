@@ -7,7 +7,7 @@ from typing import Self
 from preprocessing.config import EncoderConfig
 from preprocessing.encoders.base import EncoderSpec, TileEncoder
 from preprocessing.encoders.registry import find_spec, load_encoder
-from preprocessing.store import EncoderRecord
+from preprocessing.stores.store import EncoderRecord
 
 
 class LazyEncoder:
@@ -64,8 +64,8 @@ class LazyEncoder:
 
 
 def _record_without_loading(spec: EncoderSpec, config: EncoderConfig) -> EncoderRecord:
+    from preprocessing.encoders.gpu import choose_precision, on_gpu
     from preprocessing.encoders.network import transform_of
-    from preprocessing.gpu import choose_precision, on_gpu
 
     return EncoderRecord(
         dim=spec.dim,

@@ -90,7 +90,7 @@ def transform_of(spec: EncoderSpec, stain: Stain) -> str:
     """The way from a uint8 tile to features, stain normalisation first."""
     if stain == "none":
         return spec.transform
-    from preprocessing.stain import describe, stain_normaliser
+    from preprocessing.encoders.stain import describe, stain_normaliser
 
     stain_normaliser(stain)  # where its package is absent, this says what to install
     return f"{describe(stain)}, then {spec.transform}"
@@ -99,7 +99,7 @@ def transform_of(spec: EncoderSpec, stain: Stain) -> str:
 def _stain_normaliser(stain: Stain) -> Callable[[Tensor], Tensor] | None:
     if stain == "none":
         return None
-    from preprocessing.stain import stain_normaliser
+    from preprocessing.encoders.stain import stain_normaliser
 
     return stain_normaliser(stain)
 

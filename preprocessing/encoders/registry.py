@@ -49,9 +49,9 @@ def load_encoder(config: EncoderConfig) -> "NetworkEncoder":
     """The encoder with its weights; `EncoderUnavailable` says why not and what to do."""
     spec = find_spec(config)
     from preprocessing.encoders import hub
+    from preprocessing.encoders.gpu import choose_device, choose_precision
     from preprocessing.encoders.lite0 import load_lite0
     from preprocessing.encoders.network import NetworkEncoder
-    from preprocessing.gpu import choose_device, choose_precision
 
     load: dict[Loader, Callable[[EncoderSpec], nn.Module]] = {
         "package": load_lite0,

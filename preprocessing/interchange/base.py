@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing.errors import ConfigError, StoreError
-from preprocessing.store import FeatureStore
-from preprocessing.zarr_arrays import READ_FAILURES
+from preprocessing.stores.store import FeatureStore
+from preprocessing.stores.zarr_arrays import READ_FAILURES
 
 Pair = tuple[float, float]
 """(x, y) or (width, height)"""

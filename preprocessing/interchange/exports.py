@@ -10,7 +10,7 @@ from preprocessing.config import QualityConfig
 from preprocessing.errors import StoreError
 from preprocessing.interchange.base import Format, OutgoingSlide
 from preprocessing.interchange.formats import format_named
-from preprocessing.store import open_store, store_path
+from preprocessing.stores.store import open_store, store_path
 
 _log = logging.getLogger(__name__)
 

@@ -15,9 +15,15 @@ from preprocessing.interchange.base import Format, GivenFacts
 from preprocessing.interchange.formats import format_named
 from preprocessing.interchange.incoming import store_contents
 from preprocessing.manifest import SlideRow
-from preprocessing.provenance import Provenance
 from preprocessing.status import SlideStatus, require_unique
-from preprocessing.store import FeatureStore, SlideFeatures, open_store, store_path, write_store
+from preprocessing.stores.provenance import Provenance
+from preprocessing.stores.store import (
+    FeatureStore,
+    SlideFeatures,
+    open_store,
+    store_path,
+    write_store,
+)
 
 
 def import_features(

@@ -14,8 +14,8 @@ from preprocessing.interchange.base import ForeignTiles, GivenFacts, Pair
 from preprocessing.interchange.slide_facts import SlideFacts, facts_of_slide, white_thumbnail
 from preprocessing.interchange.strides import stride_of
 from preprocessing.manifest import SlideRow
-from preprocessing.provenance import EncoderRecord, Provenance
-from preprocessing.store import QUALITY, SlideFeatures
+from preprocessing.stores.provenance import EncoderRecord, Provenance
+from preprocessing.stores.store import QUALITY, SlideFeatures
 
 _STAMP_V1_UM = 256 / 224
 _MASK_MPP = 8.0

@@ -72,7 +72,7 @@ def _from_file(row: SlideRow, given: GivenFacts) -> SlideFacts:
 
 
 def _read_file(row: SlideRow) -> SlideFacts:
-    from preprocessing.slide import open_slide  # openslide, which an import can do without
+    from preprocessing.slides.slide import open_slide  # openslide, which an import can do without
 
     with open_slide(row) as slide:
         _, picture = slide.overviews(mpp=_OVERVIEW_MPP, longest_px=_THUMBNAIL_PX)

@@ -12,7 +12,7 @@ from preprocessing.bench.reader_slides import RGB, YCBCR, Storage, painted_tissu
 from preprocessing.errors import NoTissue
 from preprocessing.geometry import plan_tiles
 from preprocessing.manifest import SlideRow
-from preprocessing.slide import Slide
+from preprocessing.slides.slide import Slide
 
 FIELDS = {
     "native_ratio",

@@ -9,7 +9,7 @@ from mil.config import StudyConfig, validate_study
 from preprocessing.plan import plan_shards
 from preprocessing.process_list import write_process_list
 from preprocessing.status import SlideStatus
-from preprocessing.store import EncoderRecord, Provenance, SlideFeatures, write_store
+from preprocessing.stores.store import EncoderRecord, Provenance, SlideFeatures, write_store
 
 DIM = 6
 TILES = 9

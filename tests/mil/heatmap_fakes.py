@@ -11,7 +11,7 @@ from mil.heatmaps.scores import TileLayout, TileScores
 from mil.models.base import BagOutput, MilMethod, Step, TrainingOutput
 from mil.tasks.base import Answers, Task
 from preprocessing.config import GridConfig, TissueConfig
-from preprocessing.store import EncoderRecord, Provenance, SlideFeatures
+from preprocessing.stores.store import EncoderRecord, Provenance, SlideFeatures
 
 
 def make_layout(

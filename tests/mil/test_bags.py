@@ -18,11 +18,11 @@ from mil.tasks.classification import ClassificationTask
 from mil.tasks.config import CoxConfig
 from mil.training.parts import Part
 from mil.training.train import answer, tile_evidence, train_method
-from preprocessing import store as stores
 from preprocessing.config import QualityConfig
 from preprocessing.errors import StoreError
-from preprocessing.pack import pack_features, pack_path
-from preprocessing.store import SlideFeatures, open_store, store_path, write_store
+from preprocessing.stores import store as stores
+from preprocessing.stores.pack import pack_features, pack_path
+from preprocessing.stores.store import SlideFeatures, open_store, store_path, write_store
 
 CPU = torch.device("cpu")
 DIM = 6

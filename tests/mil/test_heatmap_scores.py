@@ -14,7 +14,7 @@ from mil.heatmaps.render import Backdrop
 from mil.heatmaps.scores import CohortScale, TileLayout, TileScores, score_slide
 from mil.heatmaps.tables import read_scale, read_tile_table, write_scale, write_tile_table
 from preprocessing.errors import CheckpointError, MppError, StoreError
-from preprocessing.store import open_store, write_store
+from preprocessing.stores.store import open_store, write_store
 
 
 def score(features: list[list[float]], dtype: torch.dtype = torch.float32) -> TileScores:

@@ -28,7 +28,7 @@ from preprocessing.interchange.exports import export_features
 from preprocessing.interchange.imports import import_features
 from preprocessing.manifest import SlideRow, read_manifest
 from preprocessing.process_list import write_process_list
-from preprocessing.store import open_store, store_path
+from preprocessing.stores.store import open_store, store_path
 
 ABMIL = {"abmil": {"name": "abmil", "hidden_dim": 8, "attention_dim": 4}}
 FAST = {"methods": ABMIL, "train": {"epochs": 2, "device": "cpu"}}

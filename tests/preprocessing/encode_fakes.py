@@ -10,9 +10,9 @@ from preprocessing.config import EncoderConfig, GridConfig, PreprocessingConfig,
 from preprocessing.encoders.base import EncoderSpec
 from preprocessing.encoders.lazy import LazyEncoder
 from preprocessing.manifest import SlideRow
-from preprocessing.provenance import EncoderRecord
 from preprocessing.status import SlideStatus
-from preprocessing.store import open_store, store_path
+from preprocessing.stores.provenance import EncoderRecord
+from preprocessing.stores.store import open_store, store_path
 
 TILE_PX = 64
 

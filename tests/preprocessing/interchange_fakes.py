@@ -9,8 +9,14 @@ from preprocessing.interchange.base import GivenFacts
 from preprocessing.interchange.exports import export_features
 from preprocessing.interchange.imports import import_features
 from preprocessing.manifest import SlideRow
-from preprocessing.store import EncoderRecord, Provenance, SlideFeatures, open_store, store_path
-from preprocessing.store import write_store as write
+from preprocessing.stores.store import (
+    EncoderRecord,
+    Provenance,
+    SlideFeatures,
+    open_store,
+    store_path,
+)
+from preprocessing.stores.store import write_store as write
 
 FORMATS = ("clam", "trident", "stamp", "wsidata", "raw2features")
 GIVEN = GivenFacts(mpp=0.25, tile_mpp=0.5, tile_px=224, level0_size=(5000, 4000))

@@ -12,8 +12,8 @@ import pytest
 from encode_fakes import TILE_PX, config_of, lazy
 from tiff_files import damage_tile, write_tiff
 
-from preprocessing.encode import encode_shard
-from preprocessing.inspection import inspect_archive
+from preprocessing.extraction.encode import encode_shard
+from preprocessing.inspection.archive import inspect_archive
 from preprocessing.manifest import SlideRow
 from preprocessing.plan import plan_shards, shards_of
 from preprocessing.process_list import (
@@ -23,7 +23,7 @@ from preprocessing.process_list import (
     write_process_list,
 )
 from preprocessing.status import write_status
-from preprocessing.store import open_store, store_path
+from preprocessing.stores.store import open_store, store_path
 
 SLIDES, SHARD = 200, 64
 IMAGE = files.tissue()

@@ -9,10 +9,10 @@ from test_store import contents
 from preprocessing.check import check_archive, check_stores
 from preprocessing.config import QualityConfig
 from preprocessing.errors import ManifestError
-from preprocessing.pack import pack_features, pack_path
 from preprocessing.process_list import write_process_list
 from preprocessing.status import SlideStatus
-from preprocessing.store import store_path, write_store
+from preprocessing.stores.pack import pack_features, pack_path
+from preprocessing.stores.store import store_path, write_store
 
 SLIDES = ("s0", "s1", "s2")
 

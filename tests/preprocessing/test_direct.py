@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiff_files import RGB, YCBCR, texture, write_tiff
 
-from preprocessing import direct, direct_slide
 from preprocessing.bench.reader_slides import write_svs
 from preprocessing.config import ReadingConfig
-from preprocessing.direct import DirectLevel
-from preprocessing.direct_check import difference
 from preprocessing.geometry import Level, Size
 from preprocessing.manifest import SlideRow
-from preprocessing.slide import Slide, open_slide
-from preprocessing.tiff_file import StoredFile
-from preprocessing.tiff_index import index_levels
-from preprocessing.tile_cache import TileCache
+from preprocessing.slides import direct, direct_slide
+from preprocessing.slides.direct import DirectLevel
+from preprocessing.slides.direct_check import difference
+from preprocessing.slides.slide import Slide, open_slide
+from preprocessing.slides.tiff_file import StoredFile
+from preprocessing.slides.tiff_index import index_levels
+from preprocessing.slides.tile_cache import TileCache
 
 WIDTH, HEIGHT = 500, 396  # no multiple of a tile's side, nor of 8
 STORAGES = [pytest.param(YCBCR, id="ycbcr"), pytest.param(RGB, id="rgb")]
@@ -204,8 +204,8 @@ class TestLeftToOpenslide:
     def test_wrong_colours_are_noticed(self, tmp_path, monkeypatch):
         """Without the spliced marker libjpeg takes RGB for YCbCr."""
         path = make_svs(tmp_path, RGB)
-        monkeypatch.setattr("preprocessing.tiff_jpeg._ADOBE_SEGMENT", b"")
-        monkeypatch.setattr("preprocessing.tiff_jpeg._transform", lambda *, rgb: b"")
+        monkeypatch.setattr("preprocessing.slides.tiff_jpeg._ADOBE_SEGMENT", b"")
+        monkeypatch.setattr("preprocessing.slides.tiff_jpeg._transform", lambda *, rgb: b"")
         with open_slide(row_of(path)) as slide:
             assert "level 0: openslide: pixels differ from openslide's by up to" in slide.reader
 

@@ -8,13 +8,13 @@ import pytest
 import simplejpeg
 from tiff_files import YCBCR, damage_tile, texture
 
-from preprocessing import direct
 from preprocessing.bench.reader_slides import Storage, write_svs
 from preprocessing.config import ReadingConfig
 from preprocessing.geometry import Size, plan_tiles
 from preprocessing.manifest import SlideRow
-from preprocessing.reader import read_batches, read_tile
-from preprocessing.slide import Slide
+from preprocessing.slides import direct
+from preprocessing.slides.reader import read_batches, read_tile
+from preprocessing.slides.slide import Slide
 
 
 def open_tiff(path) -> Slide:

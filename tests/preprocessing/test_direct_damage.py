@@ -14,7 +14,7 @@ from preprocessing.bench.reader_slides import Storage, split_tables, write_svs
 from preprocessing.errors import UnreadableSlide
 from preprocessing.geometry import Size
 from preprocessing.manifest import SlideRow
-from preprocessing.slide import Slide
+from preprocessing.slides.slide import Slide
 
 STORAGES = [pytest.param(YCBCR, id="ycbcr"), pytest.param(RGB, id="rgb")]
 SIDE = 384  # whole tiles of 64 and of 48 pixels

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.direct_order import reading_order
 from preprocessing.geometry import Size
-from preprocessing.tile_cache import TileCache
-from preprocessing.tile_memory import SpareArrays
+from preprocessing.slides.direct_order import reading_order
+from preprocessing.slides.tile_cache import TileCache
+from preprocessing.slides.tile_memory import SpareArrays
 
 STORED = Size(256, 256)
 

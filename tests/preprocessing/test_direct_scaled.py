@@ -10,11 +10,11 @@ from tiff_files import RGB, YCBCR, block_mean, damage_tile, texture
 
 from preprocessing.bench.reader_slides import painted_tissue, write_svs
 from preprocessing.config import ReadingConfig
-from preprocessing.direct import block_means
 from preprocessing.geometry import Level, Pyramid, Size, plan_tiles
 from preprocessing.manifest import SlideRow
-from preprocessing.reader import decoded_scale, read_batches, read_tile
-from preprocessing.slide import Slide
+from preprocessing.slides.direct import block_means
+from preprocessing.slides.reader import decoded_scale, read_batches, read_tile
+from preprocessing.slides.slide import Slide
 
 STORAGES = [pytest.param(YCBCR, id="ycbcr"), pytest.param(RGB, id="rgb")]
 SCALES = (2, 4, 8)

@@ -10,9 +10,9 @@ from tiff_files import noise, texture
 
 from preprocessing.bench.reader_slides import split_tables
 from preprocessing.geometry import Size
-from preprocessing.tiff_file import StoredFile
-from preprocessing.tiff_index import TileIndex, index_levels
-from preprocessing.tiff_jpeg import frame_header, frame_size, stream_head
+from preprocessing.slides.tiff_file import StoredFile
+from preprocessing.slides.tiff_index import TileIndex, index_levels
+from preprocessing.slides.tiff_jpeg import frame_header, frame_size, stream_head
 
 ADOBE_YCBCR = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x01"
 ADOBE_RGB = ADOBE_YCBCR[:-1] + b"\x00"

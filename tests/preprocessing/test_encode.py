@@ -20,12 +20,12 @@ from pydantic import ValidationError
 from tiff_files import write_tiff
 
 from preprocessing.config import EncoderConfig, GridConfig, PreprocessingConfig, ReadingConfig
-from preprocessing.encode import encode_shard
 from preprocessing.encoders.registry import load_encoder
 from preprocessing.errors import ConfigError
+from preprocessing.extraction.encode import encode_shard
 from preprocessing.manifest import SlideRow
 from preprocessing.plan import EXTRACTION_VERSION
-from preprocessing.store import open_store, store_path
+from preprocessing.stores.store import open_store, store_path
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_tile_size_the_encoder_does_not_take_is_refused_at_the_door(tmp_path):
 
 @pytest.mark.parametrize(("mpp", "warned"), [(0.5, False), (0.54, False), (0.56, True)])
 def test_resolution_far_from_the_recommended_is_said_once(tmp_path, caplog, mpp, warned):
-    with caplog.at_level(logging.WARNING, "preprocessing.encode"):
+    with caplog.at_level(logging.WARNING, "preprocessing.extraction.encode"):
         encode_shard([], config_of(mpp=mpp), tmp_path, encoder=lazy())
     said = [f"encoder fake: its authors recommend 0.5 um/px, grid.mpp is {mpp}"]
     assert caplog.messages == said * warned

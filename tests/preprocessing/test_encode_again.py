@@ -25,11 +25,11 @@ from encode_fakes import (
 from tiff_files import damage_tile, write_tiff
 
 from preprocessing.config import EncoderConfig, ReadingConfig, TissueConfig
-from preprocessing.encode import encode_shard
 from preprocessing.encoders.lazy import LazyEncoder
 from preprocessing.errors import StoreError
-from preprocessing.reader import read_batches
-from preprocessing.store import open_store, partial_stores, store_path
+from preprocessing.extraction.encode import encode_shard
+from preprocessing.slides.reader import read_batches
+from preprocessing.stores.store import open_store, partial_stores, store_path
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def test_whatever_changes_the_result_makes_it_again(rows, tmp_path, monkeypatch,
     row = rows[0]
     encode_shard([row], CONFIG, tmp_path / "out", encoder=lazy())
     if "digest" in change:
-        for module in ("pipeline_jobs", "prepare"):
-            name = f"preprocessing.{module}.tissue_digest"
+        for module in ("jobs", "prepare"):
+            name = f"preprocessing.extraction.{module}.tissue_digest"
             monkeypatch.setattr(name, lambda *_: change["digest"], raising=False)
     if "pixels" in change:
         write_tiff(row.path, tissue_image(change["pixels"]))
@@ -123,7 +123,7 @@ def test_tile_lost_in_a_later_pass_is_lost_for_every_encoder(rows, tmp_path, mon
             batch.readable[0] = number > 0
             yield batch
 
-    monkeypatch.setattr("preprocessing.extract.read_batches", first_tile_fails)
+    monkeypatch.setattr("preprocessing.extraction.extract.read_batches", first_tile_fails)
     encode_shard(rows[:1], CONFIG, tmp_path, encoder=lazy(name="second"))
     after = contents(tmp_path, "a")
     assert after["read_error"].tolist() == [True] + [False] * (len(whole["coords"]) - 1)
@@ -148,7 +148,7 @@ import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import encode_fakes as t
-from preprocessing.encode import encode_shard
+from preprocessing.extraction.encode import encode_shard
 from preprocessing.manifest import SlideRow
 
 class Killed(t.FakeEncoder):
@@ -235,7 +235,7 @@ class TestDamagedSlide:
 
     @pytest.fixture
     def row(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("preprocessing.slide._fingerprint", lambda *_: "same")
+        monkeypatch.setattr("preprocessing.slides.slide._fingerprint", lambda *_: "same")
         row = one_slide_in_jpeg(tmp_path)
         encode_shard([row], CONFIG, tmp_path / "whole", encoder=lazy())
         (tmp_path / "copy.tif").write_bytes(row.path.read_bytes())
@@ -270,7 +270,7 @@ class TestDamagedSlide:
         encode()
         encode("second")
         (tmp_path / "copy.tif").replace(row.path)
-        with caplog.at_level(logging.WARNING, "preprocessing.pipeline_jobs"):
+        with caplog.at_level(logging.WARNING, "preprocessing.extraction.jobs"):
             encode()
         assert "'a'" in caplog.text
         assert "extract it again with second" in caplog.text

@@ -14,12 +14,12 @@ from encode_fakes import (
 )
 from tiff_files import damage_tile, write_tiff
 
-from preprocessing import reader, slide
-from preprocessing.encode import encode_shard
 from preprocessing.encoders.lazy import LazyEncoder
 from preprocessing.errors import EncoderUnavailable, ManifestError
+from preprocessing.extraction.encode import encode_shard
 from preprocessing.manifest import SlideRow
-from preprocessing.store import store_path
+from preprocessing.slides import reader, slide
+from preprocessing.stores.store import store_path
 
 
 @pytest.fixture
@@ -141,13 +141,13 @@ def test_slide_that_the_system_cannot_read_fails_alone(rows, tmp_path, monkeypat
 
 @pytest.mark.parametrize(
     "name",
-    ["encode.write_store", "pipeline_jobs.open_store", "pipeline_jobs.shutil.rmtree"],
+    ["encode.write_store", "jobs.open_store", "jobs.shutil.rmtree"],
 )
 def test_output_that_the_system_refuses_stops_the_shard(rows, tmp_path, monkeypatch, name):
     out = tmp_path / "out"
     encode_shard(rows[:1], CONFIG, out, encoder=lazy())
     (out / "a.zarr.partial-1").mkdir()
-    monkeypatch.setattr(f"preprocessing.{name}", input_output_error)
+    monkeypatch.setattr(f"preprocessing.extraction.{name}", input_output_error)
     with pytest.raises(OSError, match="Input/output error") as caught:
         encode_shard(rows, CONFIG, out, encoder=lazy(FakeEncoder(2.0)))
     assert caught.value.__notes__ == ["slide 'a'"]

@@ -17,13 +17,13 @@ from encode_fakes import (
 )
 from tiff_files import write_tiff
 
-from preprocessing import extract
-from preprocessing.encode import encode_shard
 from preprocessing.errors import ConfigError, StoreError, UnreadableSlide
+from preprocessing.extraction import extract
+from preprocessing.extraction.encode import encode_shard
 from preprocessing.manifest import SlideRow
-from preprocessing.reader import read_batches
-from preprocessing.slide import Slide
-from preprocessing.store import store_path
+from preprocessing.slides.reader import read_batches
+from preprocessing.slides.slide import Slide
+from preprocessing.stores.store import store_path
 
 SECONDS = 60  # far more than any shard here takes, so that a deadlock is a failure and no hang
 BATCHES = 6  # of a slide: 96 tiles by 16
@@ -182,20 +182,20 @@ class TestFailure:
     @pytest.mark.parametrize(
         ("name", "failing"),
         [
-            ("pipeline_jobs.prepare_slide", fails(BUG)),
+            ("jobs.prepare_slide", fails(BUG)),
             ("extract.read_batches", after(0, BUG)),
             ("extract.read_batches", after(3, BUG)),
             ("extract.tile_quality", fails(BUG)),
             ("encode.write_store", fails(FULL)),
             ("encode.write_preview", fails(FULL)),
-            ("pipeline_jobs.Slide.another", fails(BUG)),
+            ("jobs.Slide.another", fails(BUG)),
         ],
     )
     def test_what_would_go_wrong_again_ends_everything(
         self, rows, tmp_path, monkeypatch, slides, name, failing
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(f"preprocessing.{name}", failing)
+            patch.setattr(f"preprocessing.extraction.{name}", failing)
             with pytest.raises((RuntimeError, OSError)) as caught:
                 encode(rows, tmp_path / "out")
         assert caught.value.__notes__ == ["slide 'a'"]
@@ -221,7 +221,7 @@ class TestFailure:
     @pytest.mark.parametrize(
         ("name", "failing"),
         [
-            ("pipeline_jobs.prepare_slide", fails(UNREADABLE)),
+            ("jobs.prepare_slide", fails(UNREADABLE)),
             ("extract.read_batches", after(0, UNREADABLE)),
             ("extract.read_batches", after(4, UNREADABLE)),
             ("encode.write_store", fails(StoreError("refused"))),
@@ -230,7 +230,7 @@ class TestFailure:
     def test_what_is_wrong_with_a_slide_fails_it_alone(
         self, rows, tmp_path, monkeypatch, slides, name, failing
     ):
-        whole = pkgutil.resolve_name(f"preprocessing.{name}")
+        whole = pkgutil.resolve_name(f"preprocessing.extraction.{name}")
 
         def only_the_second(*args, **kwargs):
             about = {"read_batches": args[0], "write_store": args[-1]}.get(whole.__name__, args)
@@ -239,7 +239,7 @@ class TestFailure:
             )
             return (failing if slide == "b" else whole)(*args, **kwargs)
 
-        monkeypatch.setattr(f"preprocessing.{name}", only_the_second)
+        monkeypatch.setattr(f"preprocessing.extraction.{name}", only_the_second)
         out = tmp_path / "out"
         statuses = encode(rows, out)
         assert [s.status for s in statuses] == ["done", "failed", "done"]
@@ -250,12 +250,12 @@ class TestFailure:
         assert sorted(p.name for p in out.glob("*.zarr")) == ["a.zarr", "c.zarr"]
         assert not slides[1]
 
-    @pytest.mark.parametrize("name", ["pipeline_jobs.prepare_slide", "extract.read_batches"])
+    @pytest.mark.parametrize("name", ["jobs.prepare_slide", "extract.read_batches"])
     def test_a_setting_that_cannot_be_meant_stops_the_shard(
         self, rows, tmp_path, monkeypatch, slides, name
     ):
         failing = after(2, ConfigError("no")) if "read" in name else fails(ConfigError("no"))
-        monkeypatch.setattr(f"preprocessing.{name}", failing)
+        monkeypatch.setattr(f"preprocessing.extraction.{name}", failing)
         with pytest.raises(ConfigError, match="no") as caught:
             encode(rows, tmp_path / "out")
         assert not getattr(caught.value, "__notes__", [])

@@ -16,11 +16,11 @@ from encode_fakes import (
 )
 from tiff_files import damage_tile
 
-from preprocessing import extract
-from preprocessing.encode import encode_shard
-from preprocessing.reader import read_batches
-from preprocessing.slide import Slide
-from preprocessing.store import open_store, store_path
+from preprocessing.extraction import extract
+from preprocessing.extraction.encode import encode_shard
+from preprocessing.slides.reader import read_batches
+from preprocessing.slides.slide import Slide
+from preprocessing.stores.store import open_store, store_path
 
 BATCHES = 6  # of a slide: 96 tiles by 16
 

@@ -108,10 +108,10 @@ class TestNetworkEncoder:
             encoder.features(torch.zeros((1, 8, 8, 3)))
 
     def test_stain_is_normalised_first_and_recorded(self, monkeypatch):
-        stain = types.ModuleType("preprocessing.stain")
+        stain = types.ModuleType("preprocessing.encoders.stain")
         stain.describe = lambda name: f"stain {name} of a test"
         stain.stain_normaliser = lambda name: lambda pixels: pixels * 0 + 51
-        monkeypatch.setitem(sys.modules, "preprocessing.stain", stain)
+        monkeypatch.setitem(sys.modules, "preprocessing.encoders.stain", stain)
         spec = spec_of(mean=(0, 0, 0), std=(1, 1, 1))
         encoder = on_cpu(spec, MeanColour(), stain="macenko")
         np.testing.assert_allclose(encoded(encoder, tiles_of(1)), [[0.2, 0.2, 0.2]], rtol=1e-6)

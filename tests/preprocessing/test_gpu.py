@@ -6,17 +6,17 @@ import types
 import pytest
 import torch
 
-from preprocessing import gpu
 from preprocessing.config import EncoderConfig
+from preprocessing.encoders import gpu
+from preprocessing.encoders.gpu import Uploader, choose_device, choose_precision
+from preprocessing.encoders.gpu_claim import claim
 from preprocessing.encoders.registry import REGISTRY, load_encoder
 from preprocessing.errors import ConfigError
-from preprocessing.gpu import Uploader, choose_device, choose_precision
-from preprocessing.gpu_claim import claim
 
 CLAIMING = """
 import sys, time
 from pathlib import Path
-from preprocessing.gpu_claim import claim
+from preprocessing.encoders.gpu_claim import claim
 print(claim(sys.argv[2:], Path(sys.argv[1])), flush=True)
 sys.stdin.read()
 """
@@ -93,7 +93,7 @@ class TestDevice:
 
     def test_one_of_several_is_claimed_once(self, four_gpus, claimer, caplog):
         claimer("uuid-0", "uuid-1")
-        with caplog.at_level(logging.INFO, "preprocessing.gpu"):
+        with caplog.at_level(logging.INFO, "preprocessing.encoders.gpu"):
             assert (choose_device("auto"), choose_device("auto")) == ("cuda:1", "cuda:1")
         assert caplog.messages == ["of 4 GPUs this process uses number 1 (uuid-1)"]
 

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from preprocessing.geometry import Level, Pyramid, Size, plan_tiles
-from preprocessing.grid import make_grid
-from preprocessing.tissue import TissueMask
+from preprocessing.tissue.grid import make_grid
+from preprocessing.tissue.segmentation import TissueMask
 
 
 def plan(size_px0, mpp0, *, mpp, tile_px, overlap_px=0, levels=1):

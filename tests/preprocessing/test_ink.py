@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocessing.ink import is_black, is_pale_ink, is_red_ink, is_vivid_ink
+from preprocessing.tissue.ink import is_black, is_pale_ink, is_red_ink, is_vivid_ink
 
 # Optical densities of red, green, blue: Ruifrok and Johnston (2001), and bluer haematoxylin, as
 # many scanners show it.

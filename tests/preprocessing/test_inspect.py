@@ -8,11 +8,11 @@ import pytest
 from tiff_files import damage_tile, write_tiff
 
 from preprocessing.errors import ConfigError, ManifestError
-from preprocessing.examination import examine
-from preprocessing.inspection import inspect_archive, run_inspect
-from preprocessing.inspection_output import as_csv, as_json, as_table, manifest_of
-from preprocessing.inspection_paths import Candidate
-from preprocessing.inspection_report import SlideReport
+from preprocessing.inspection.archive import inspect_archive, run_inspect
+from preprocessing.inspection.examination import examine
+from preprocessing.inspection.output import as_csv, as_json, as_table, manifest_of
+from preprocessing.inspection.paths import Candidate
+from preprocessing.inspection.report import SlideReport
 from preprocessing.manifest import SlideRow, read_manifest
 
 IMAGE = files.tissue()
@@ -108,7 +108,7 @@ class TestOneSlide:
             def fail(*_, error=error, **__):
                 raise error
 
-            monkeypatch.setattr("preprocessing.examination.DirectSlide", fail)
+            monkeypatch.setattr("preprocessing.inspection.examination.DirectSlide", fail)
             report = only(inspect_archive([path]))
             assert report.state == "unreadable"
             assert str(error) in report.problem

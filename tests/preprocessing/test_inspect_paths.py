@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiff_files import write_tiff
 
-from preprocessing.dicom_series import series_uid
 from preprocessing.errors import ManifestError
-from preprocessing.examination import examine
-from preprocessing.inspection import inspect_archive
-from preprocessing.inspection_paths import find_candidates
+from preprocessing.inspection.archive import inspect_archive
+from preprocessing.inspection.dicom_series import series_uid
+from preprocessing.inspection.examination import examine
+from preprocessing.inspection.paths import find_candidates
 
 IMAGE = files.tissue()
 

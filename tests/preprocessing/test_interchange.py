@@ -22,7 +22,7 @@ from preprocessing.errors import ConfigError, StoreError
 from preprocessing.interchange.base import GivenFacts
 from preprocessing.interchange.exports import export_features
 from preprocessing.interchange.imports import import_features
-from preprocessing.store import open_store, store_path
+from preprocessing.stores.store import open_store, store_path
 
 SAME = ("tile_px", "requested_mpp", "level0_width", "level0_height", "patient_id", "slide_id")
 

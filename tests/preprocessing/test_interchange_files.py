@@ -17,7 +17,7 @@ from interchange_fakes import (
 from preprocessing.interchange.base import GivenFacts
 from preprocessing.interchange.exports import export_features
 from preprocessing.interchange.imports import import_features
-from preprocessing.store import open_store, store_path
+from preprocessing.stores.store import open_store, store_path
 
 
 def exported(name, folder, **changes):

@@ -15,7 +15,7 @@ from preprocessing.interchange import wsidata
 from preprocessing.interchange.base import GivenFacts
 from preprocessing.interchange.exports import export_features
 from preprocessing.interchange.imports import import_features
-from preprocessing.store import open_store, store_path
+from preprocessing.stores.store import open_store, store_path
 
 
 def imported(name, source, out, *, given=GIVEN, encoder="uni"):

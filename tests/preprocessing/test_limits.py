@@ -6,8 +6,8 @@ from hypothesis.extra import numpy as hnp
 
 from preprocessing.config import QualityConfig
 from preprocessing.errors import StoreError
-from preprocessing.limits import breaches, within
-from preprocessing.store import QUALITY
+from preprocessing.stores.limits import breaches, within
+from preprocessing.stores.store import QUALITY
 
 NONE = QualityConfig()
 LIMITS = {"min_sharpness": "sharpness", "max_ink": "ink", "max_blank": "blank"}

@@ -6,7 +6,7 @@ from PIL import Image
 
 from preprocessing.errors import SlideError
 from preprocessing.geometry import Size
-from preprocessing.masks import read_mask
+from preprocessing.tissue.masks import read_mask
 
 SLIDE = Size(1000, 800)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from preprocessing.errors import MppError
 from preprocessing.manifest import SlideRow
-from preprocessing.mpp import find_mpp, judge_mpp
+from preprocessing.slides.mpp import find_mpp, judge_mpp
 
 ROW = SlideRow("s1", "patient", Path("s1.svs"))
 FORCED = replace(ROW, extra={"mpp_force": "1"})

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from test_store import contents
 
-from preprocessing import pack as packs
 from preprocessing.config import QualityConfig
 from preprocessing.errors import StoreError
-from preprocessing.pack import open_pack, pack_features, pack_path
-from preprocessing.store import open_store, store_path, write_store
+from preprocessing.stores import pack as packs
+from preprocessing.stores.pack import open_pack, pack_features, pack_path
+from preprocessing.stores.store import open_store, store_path, write_store
 
 NO_LIMITS = QualityConfig()
 SLIDES = {"s0": 7, "s1": 1, "s2": 5000}

@@ -19,7 +19,7 @@ sys.path.insert(0, {tests!r})
 import encode_fakes as t
 from pathlib import Path
 from preprocessing.config import ReadingConfig, TissueConfig
-from preprocessing.encode import encode_shard
+from preprocessing.extraction.encode import encode_shard
 from preprocessing.manifest import SlideRow
 
 rows = [SlideRow(f"s{{n}}", "p", Path(path)) for n, path in enumerate({paths!r})]

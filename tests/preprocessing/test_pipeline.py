@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from preprocessing.pipeline import Ahead, Behind
+from preprocessing.extraction.pipeline import Ahead, Behind
 
 SECONDS = 20  # far more than anything here takes, so that a deadlock is a failure and no hang
 

@@ -3,8 +3,8 @@ import re
 
 import pytest
 
+from preprocessing.extraction.progress import Progress
 from preprocessing.manifest import SlideRow
-from preprocessing.pipeline_progress import Progress
 
 
 class Clock:

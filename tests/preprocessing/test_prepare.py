@@ -14,12 +14,12 @@ from preprocessing.config import (
     TissueConfig,
 )
 from preprocessing.errors import NoTissue, SlideError
+from preprocessing.extraction.prepare import prepare_slide, tile_geometry
 from preprocessing.manifest import SlideRow
 from preprocessing.outlines import write_outlines
-from preprocessing.prepare import prepare_slide, tile_geometry
-from preprocessing.regions import tissue_digest
-from preprocessing.slide import Slide, open_slide
-from preprocessing.store import SlideFeatures
+from preprocessing.slides.slide import Slide, open_slide
+from preprocessing.stores.store import SlideFeatures
+from preprocessing.tissue.regions import tissue_digest
 
 SIDE_PX, TILE_PX = 2048, 64
 TISSUE_PX0 = (1536, 256, 256, 192)  # x, y, width, height

@@ -7,11 +7,11 @@ from PIL import Image
 from tiff_files import write_tiff
 
 from preprocessing.config import GridConfig, PreprocessingConfig, QualityConfig, TissueConfig
+from preprocessing.extraction.prepare import prepare_slide, tile_geometry
+from preprocessing.extraction.preview import draw_preview, write_preview
 from preprocessing.manifest import SlideRow
-from preprocessing.prepare import prepare_slide, tile_geometry
-from preprocessing.preview import draw_preview, write_preview
-from preprocessing.slide import open_slide
-from preprocessing.store import Provenance, SlideFeatures
+from preprocessing.slides.slide import open_slide
+from preprocessing.stores.store import Provenance, SlideFeatures
 
 SCALE = 0.2  # of a slide of 6000 x 4000 px, on 1200 px
 TILE_PX0, TILES = 500, [(500, 500), (1000, 500), (1500, 500), (3000, 2500)]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocessing.properties import kept_properties, objective_power
+from preprocessing.slides.properties import kept_properties, objective_power
 
 APERIO = {
     "openslide.vendor": "aperio",

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from preprocessing.quality import tile_quality
-from preprocessing.store import QUALITY
+from preprocessing.stores.store import QUALITY
+from preprocessing.tissue.quality import tile_quality
 
 SHARPNESS, INK, BLANK = (QUALITY.index(name) for name in ("sharpness", "ink", "blank"))
 EOSIN, GLASS = (226, 150, 190), (244, 242, 245)

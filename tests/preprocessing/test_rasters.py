@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from preprocessing.rasters import (
+from preprocessing.tissue.rasters import (
     byte_quantile,
     closed,
     dilated,

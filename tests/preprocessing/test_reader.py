@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiff_files import TILE_PX, block_mean, damage_tile, noise, write_tiff
 
-from preprocessing import reader
 from preprocessing.bench.reader_slides import Storage, write_svs
 from preprocessing.errors import UnreadableSlide
 from preprocessing.geometry import TileGeometry, plan_tiles
 from preprocessing.manifest import SlideRow
-from preprocessing.reader import read_batches, read_tile
-from preprocessing.slide import Slide
+from preprocessing.slides import reader
+from preprocessing.slides.reader import read_batches, read_tile
+from preprocessing.slides.slide import Slide
 
 # Grey levels: Pillow rounds its intermediate image (half a level, spread by negative lobes) and
 # its result (another half).

@@ -10,14 +10,14 @@ from preprocessing.config import RegionsConfig, TissueConfig
 from preprocessing.errors import NoTissue, SlideError
 from preprocessing.manifest import SlideRow
 from preprocessing.outlines import share_inside
-from preprocessing.regions import (
+from preprocessing.tissue.regions import (
     Regions,
     read_regions,
     region_files,
     tissue_digest,
     within_regions,
 )
-from preprocessing.tissue import TissueMask
+from preprocessing.tissue.segmentation import TissueMask
 
 BOUNDS = (1000, 500, 4000, 3000)
 

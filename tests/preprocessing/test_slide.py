@@ -12,8 +12,8 @@ from tiff_files import TILE_PX, block_mean, damage_tile, noise, write_tiff
 from preprocessing.errors import MppError, UnreadableSlide
 from preprocessing.geometry import Size
 from preprocessing.manifest import SlideRow
-from preprocessing.mpp import find_mpp
-from preprocessing.slide import Thumbnail, _on_white, open_slide
+from preprocessing.slides.mpp import find_mpp
+from preprocessing.slides.slide import Thumbnail, _on_white, open_slide
 
 
 def row_of(path: Path, mpp: float | None = None, **extra: str) -> SlideRow:

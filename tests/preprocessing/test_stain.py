@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from preprocessing.encoders.stain import describe, stain_normaliser
 from preprocessing.errors import ConfigError
-from preprocessing.stain import describe, stain_normaliser
 
 pytest.importorskip("torchstain")
 

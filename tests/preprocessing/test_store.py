@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import zarr
 
-from preprocessing import store as stores
 from preprocessing.artefacts import whole_folder
 from preprocessing.config import QualityConfig
 from preprocessing.errors import NoTissue, StoreError
-from preprocessing.store import (
+from preprocessing.stores import store as stores
+from preprocessing.stores.store import (
     SCHEMA_VERSION,
     EncoderRecord,
     Provenance,

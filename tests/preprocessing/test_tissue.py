@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from tissue_pictures import EOSIN, GLASS, find, photograph, section
 
-from preprocessing.tissue import TissueMask
+from preprocessing.tissue.segmentation import TissueMask
 
 BLUE, DENSE_BLUE = (190, 200, 220), (95, 110, 165)  # haematoxylin in IHC, as some scanners show it
 INK = {

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from preprocessing.config import TissueConfig
-from preprocessing.tissue import find_tissue
+from preprocessing.tissue.segmentation import find_tissue
 
 EOSIN, HAEMATOXYLIN, GLASS = (226, 150, 190), (120, 80, 150), (244, 242, 245)
 

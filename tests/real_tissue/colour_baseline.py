@@ -37,7 +37,7 @@ from mil.folds.splits import Fold, load_splits
 from mil.paint import heatmap_dir
 from mil.tasks.config import SurvivalConfig
 from preprocessing.outlines import read_outlines, share_inside
-from preprocessing.store import open_store, store_path
+from preprocessing.stores.store import open_store, store_path
 
 _TOP_SHARE = 0.1
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from preprocessing.config import SyntheticConfig
-from preprocessing.store import open_store
+from preprocessing.stores.store import open_store
 from preprocessing.synthetic.cohort import make_cohort
 
 ROOT = Path(__file__).parents[2]

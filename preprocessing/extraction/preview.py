@@ -19,10 +19,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from preprocessing.artefacts import whole_file
 from preprocessing.config import QualityConfig
-from preprocessing.limits import breaches
-from preprocessing.provenance import Provenance
-from preprocessing.rasters import dilated
-from preprocessing.store import SlideFeatures
+from preprocessing.stores.limits import breaches
+from preprocessing.stores.provenance import Provenance
+from preprocessing.stores.store import SlideFeatures
+from preprocessing.tissue.rasters import dilated
 
 _LONGEST_PX, _LEAST_WIDTH_PX = 1200, 900
 _MARGIN_PX, _LINE_PX = 20, 24

@@ -29,13 +29,13 @@ import zarr
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from preprocessing.array_checks import check_array, rows_fit
 from preprocessing.artefacts import whole_folder
 from preprocessing.config import QualityConfig
 from preprocessing.errors import NoTissue, StoreError
-from preprocessing.limits import within
-from preprocessing.provenance import SCHEMA_VERSION, EncoderRecord, Provenance
-from preprocessing.zarr_arrays import (
+from preprocessing.stores.array_checks import check_array, rows_fit
+from preprocessing.stores.limits import within
+from preprocessing.stores.provenance import SCHEMA_VERSION, EncoderRecord, Provenance
+from preprocessing.stores.zarr_arrays import (
     check_chunks,
     checksum,
     damaged,

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from preprocessing.errors import MppError
 from preprocessing.manifest import SlideRow
-from preprocessing.properties import objective_power
+from preprocessing.slides.properties import objective_power
 
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from preprocessing.config import RegionsConfig, TissueConfig
 from preprocessing.errors import NoTissue, SlideError, StoreError
 from preprocessing.manifest import SlideRow
 from preprocessing.outlines import Annotation, Outline, coverage, read_annotations
-from preprocessing.tissue import TissueMask
+from preprocessing.tissue.segmentation import TissueMask
 
 _log = logging.getLogger(__name__)
 _IGNORED = "*"  # QuPath: the end of the name of a class that is no result

@@ -10,7 +10,7 @@ from PIL import Image
 
 from preprocessing.errors import SlideError
 from preprocessing.geometry import Size
-from preprocessing.tissue import TissueMask
+from preprocessing.tissue.segmentation import TissueMask
 
 
 def read_mask(path: Path, *, slide_id: str, size_px0: Size, least_px0_per_px: float) -> TissueMask:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing.geometry import Size, TileGeometry
-from preprocessing.tissue import TissueMask
+from preprocessing.tissue.segmentation import TissueMask
 
 # Sums of fractional strides may miss an exact fit by float rounding, never by this much.
 _SLACK_PX0 = 1e-6

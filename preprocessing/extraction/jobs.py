@@ -21,21 +21,21 @@ from openslide import __library_version__ as openslide_version
 from preprocessing.config import PreprocessingConfig, ReadingConfig
 from preprocessing.encoders.lazy import LazyEncoder
 from preprocessing.errors import ConfigError, EncoderUnavailable, HistomilError, StoreError
+from preprocessing.extraction.prepare import prepare_slide, tile_geometry
 from preprocessing.geometry import TileGeometry
 from preprocessing.manifest import SlideRow
 from preprocessing.plan import EXTRACTION_VERSION
-from preprocessing.prepare import prepare_slide, tile_geometry
-from preprocessing.provenance import EncoderRecord
-from preprocessing.reader import RESAMPLING, decoded_scale, read_side
-from preprocessing.regions import tissue_digest
-from preprocessing.slide import Slide
-from preprocessing.store import (
+from preprocessing.slides.reader import RESAMPLING, decoded_scale, read_side
+from preprocessing.slides.slide import Slide
+from preprocessing.stores.provenance import EncoderRecord
+from preprocessing.stores.store import (
     FeatureStore,
     SlideFeatures,
     open_store,
     partial_stores,
     store_path,
 )
+from preprocessing.tissue.regions import tissue_digest
 from preprocessing.versions import installed_version
 
 _log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from preprocessing.dicom_series import series_uid
+from preprocessing.inspection.dicom_series import series_uid
 from preprocessing.manifest import SlideRow, read_manifest
 
 # What openslide may open; a DICOM file or a TIFF of another name must be named to be looked at.

@@ -8,21 +8,21 @@ from PIL import Image
 from preprocessing.config import GridConfig, PreprocessingConfig, TissueConfig
 from preprocessing.errors import MppError, NoTissue
 from preprocessing.geometry import ResolutionError, TileGeometry, plan_tiles
-from preprocessing.grid import Tiles, make_grid
 from preprocessing.manifest import SlideRow
-from preprocessing.masks import read_mask
-from preprocessing.overviews import Thumbnail
-from preprocessing.reader import decoded_scale
-from preprocessing.regions import (
+from preprocessing.slides.overviews import Thumbnail
+from preprocessing.slides.reader import decoded_scale
+from preprocessing.slides.slide import Slide
+from preprocessing.stores.store import QUALITY, Provenance, SlideFeatures
+from preprocessing.tissue.grid import Tiles, make_grid
+from preprocessing.tissue.masks import read_mask
+from preprocessing.tissue.regions import (
     mask_path,
     read_regions,
     region_files,
     tissue_digest,
     within_regions,
 )
-from preprocessing.slide import Slide
-from preprocessing.store import QUALITY, Provenance, SlideFeatures
-from preprocessing.tissue import TissueMask, find_tissue
+from preprocessing.tissue.segmentation import TissueMask, find_tissue
 
 _THUMBNAIL_PX = 1024
 

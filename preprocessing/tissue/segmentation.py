@@ -18,8 +18,8 @@ from PIL import Image
 from skimage.filters import threshold_otsu
 
 from preprocessing.config import TissueConfig
-from preprocessing.fat import fat_beside, saturation
-from preprocessing.ink import (
+from preprocessing.tissue.fat import fat_beside, saturation
+from preprocessing.tissue.ink import (
     is_black,
     is_cold_rim,
     is_pale_ink,
@@ -27,7 +27,7 @@ from preprocessing.ink import (
     is_red_rim,
     is_vivid_ink,
 )
-from preprocessing.rasters import (
+from preprocessing.tissue.rasters import (
     Mask,
     byte_quantile,
     closed,

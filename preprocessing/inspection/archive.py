@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from preprocessing.artefacts import whole_file
 from preprocessing.errors import ConfigError
-from preprocessing.examination import examine
-from preprocessing.inspection_output import as_csv, as_json, as_table, manifest_of
-from preprocessing.inspection_paths import find_candidates, is_manifest
-from preprocessing.inspection_report import SlideReport
+from preprocessing.inspection.examination import examine
+from preprocessing.inspection.output import as_csv, as_json, as_table, manifest_of
+from preprocessing.inspection.paths import find_candidates, is_manifest
+from preprocessing.inspection.report import SlideReport
 
 _log = logging.getLogger(__name__)
 

@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from preprocessing.config import ReadingConfig
-from preprocessing.direct import DirectLevel
-from preprocessing.direct_check import WHOLE_PX
-from preprocessing.direct_slide import DIRECT, MEGABYTE, DirectSlide
 from preprocessing.errors import UnreadableSlide
 from preprocessing.geometry import Level, Pyramid, Size
 from preprocessing.manifest import SlideRow
-from preprocessing.mpp import find_mpp
-from preprocessing.overviews import Thumbnail, make_overviews
-from preprocessing.properties import bounds_px0, kept_properties, objective_power
-from preprocessing.tiff_file import StoredFile
+from preprocessing.slides.direct import DirectLevel
+from preprocessing.slides.direct_check import WHOLE_PX
+from preprocessing.slides.direct_slide import DIRECT, MEGABYTE, DirectSlide
+from preprocessing.slides.mpp import find_mpp
+from preprocessing.slides.overviews import Thumbnail, make_overviews
+from preprocessing.slides.properties import bounds_px0, kept_properties, objective_power
+from preprocessing.slides.tiff_file import StoredFile
 
 _FINGERPRINT_END_BYTES = 1 << 20
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 1 << 16

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from preprocessing.rasters import Mask, closed, dilated, parts_touching
+from preprocessing.tissue.rasters import Mask, closed, dilated, parts_touching
 
 # Stained lines, as pixels of 8 um show them, cover 0.25 to 0.45 of fat, measured over 3 x 3 blocks,
 # and nothing of glass; the single line of a bubble's rim would cover 0.1.

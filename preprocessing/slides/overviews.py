@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from preprocessing.direct import SCALES
 from preprocessing.errors import UnreadableSlide
 from preprocessing.geometry import Level, Size
+from preprocessing.slides.direct import SCALES
 
 if TYPE_CHECKING:
-    from preprocessing.slide import Slide
+    from preprocessing.slides.slide import Slide
 
 _BLOCK_PX = 2048  # overviews are read in blocks, so that a one-level slide fits into memory
 _SMALLEST_BLOCK_PX = 256  # an unreadable block is quartered down to about this side

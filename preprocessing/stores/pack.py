@@ -25,8 +25,8 @@ from tqdm import tqdm
 from preprocessing.artefacts import whole_folder
 from preprocessing.config import QualityConfig, Section
 from preprocessing.errors import StoreError
-from preprocessing.store import FeatureStore, open_store, store_path
-from preprocessing.zarr_arrays import checksum
+from preprocessing.stores.store import FeatureStore, open_store, store_path
+from preprocessing.stores.zarr_arrays import checksum
 
 INDEX, FEATURES = "index.json", "features.f16"
 _ANEW = "make the pack anew (histomil pack) or delete it"

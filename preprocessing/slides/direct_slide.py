@@ -6,12 +6,12 @@ from pathlib import Path
 from threading import Lock
 
 from preprocessing.config import ReadingConfig
-from preprocessing.direct import DirectLevel
-from preprocessing.direct_check import Draw, difference
 from preprocessing.geometry import Pyramid
-from preprocessing.tiff_file import StoredFile
-from preprocessing.tiff_index import TileIndex, index_levels
-from preprocessing.tile_cache import TileCache
+from preprocessing.slides.direct import DirectLevel
+from preprocessing.slides.direct_check import Draw, difference
+from preprocessing.slides.tiff_file import StoredFile
+from preprocessing.slides.tiff_index import TileIndex, index_levels
+from preprocessing.slides.tile_cache import TileCache
 
 DIRECT = f"direct (simplejpeg {version('simplejpeg')})"
 MEGABYTE = 1 << 20

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from preprocessing.ink import is_black, is_pale_ink, is_red_ink, is_vivid_ink
+from preprocessing.tissue.ink import is_black, is_pale_ink, is_red_ink, is_vivid_ink
 
 _FINE_UM, _COARSER = 0.5, 4
 _IDEAL_EDGE = 0.19

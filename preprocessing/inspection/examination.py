@@ -10,17 +10,17 @@ import openslide
 from numpy.typing import NDArray
 
 from preprocessing.config import ReadingConfig
-from preprocessing.direct_slide import DIRECT, DirectSlide
 from preprocessing.errors import MppError, UnreadableSlide
 from preprocessing.geometry import Pyramid, Size
-from preprocessing.inspection_files import cut_short, is_tiff, pixel_notes, why_refused
-from preprocessing.inspection_paths import Candidate
-from preprocessing.inspection_report import SlideReport
+from preprocessing.inspection.files import cut_short, is_tiff, pixel_notes, why_refused
+from preprocessing.inspection.paths import Candidate
+from preprocessing.inspection.report import SlideReport
 from preprocessing.manifest import SlideRow
-from preprocessing.mpp import judge_mpp
-from preprocessing.properties import bounds_px0, objective_power
-from preprocessing.slide import levels_of
-from preprocessing.tiff_file import StoredFile
+from preprocessing.slides.direct_slide import DIRECT, DirectSlide
+from preprocessing.slides.mpp import judge_mpp
+from preprocessing.slides.properties import bounds_px0, objective_power
+from preprocessing.slides.slide import levels_of
+from preprocessing.slides.tiff_file import StoredFile
 
 _PLACES = (0.1, 0.5, 0.9)  # of the scanned area, along each axis
 _PLACE_PX = 64

@@ -13,10 +13,10 @@ import numpy as np
 from simplejpeg import decode_jpeg
 
 from preprocessing.geometry import Size
-from preprocessing.tiff_file import StoredFile
-from preprocessing.tiff_index import TileIndex
-from preprocessing.tiff_jpeg import frame_header, frame_size
-from preprocessing.tile_cache import Raster, TileCache
+from preprocessing.slides.tiff_file import StoredFile
+from preprocessing.slides.tiff_index import TileIndex
+from preprocessing.slides.tiff_jpeg import frame_header, frame_size
+from preprocessing.slides.tile_cache import Raster, TileCache
 
 SCALES = (1, 2, 4, 8)
 """What libjpeg can divide a raster by while it decodes, by smaller inverse transforms."""

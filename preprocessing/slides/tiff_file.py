@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from preprocessing.tiff_jpeg import START
+from preprocessing.slides.tiff_jpeg import START
 
 
 class StoredFile:

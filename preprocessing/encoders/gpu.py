@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from preprocessing.encoders.base import EncoderSpec
+from preprocessing.encoders.gpu_claim import claim
 from preprocessing.errors import ConfigError
-from preprocessing.gpu_claim import claim
 
 _log = logging.getLogger(__name__)
 

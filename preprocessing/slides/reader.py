@@ -24,13 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from preprocessing.direct import SCALES
-from preprocessing.direct_order import reading_order
-from preprocessing.direct_slide import MEGABYTE
 from preprocessing.errors import UnreadableSlide
 from preprocessing.geometry import LEVEL_TOLERANCE, Size, TileGeometry
-from preprocessing.slide import Slide
-from preprocessing.tile_memory import SpareArrays
+from preprocessing.slides.direct import SCALES
+from preprocessing.slides.direct_order import reading_order
+from preprocessing.slides.direct_slide import MEGABYTE
+from preprocessing.slides.slide import Slide
+from preprocessing.slides.tile_memory import SpareArrays
 
 RESAMPLING = Image.Resampling.BICUBIC
 _BICUBIC_SUPPORT_PX = 2

@@ -16,16 +16,16 @@ from torch import Tensor
 
 from preprocessing.config import PreprocessingConfig
 from preprocessing.encoders.base import TileEncoder
+from preprocessing.encoders.gpu import Uploader, on_gpu
 from preprocessing.encoders.lazy import LazyEncoder
 from preprocessing.errors import HistomilError, UnreadableSlide
-from preprocessing.gpu import Uploader, on_gpu
+from preprocessing.extraction.jobs import Extraction, Failed, Job, failed_job, jobs, naming
+from preprocessing.extraction.pipeline import Ahead
 from preprocessing.manifest import SlideRow
-from preprocessing.pipeline import Ahead
-from preprocessing.pipeline_jobs import Extraction, Failed, Job, failed_job, jobs, naming
-from preprocessing.quality import tile_quality
-from preprocessing.reader import read_batches, read_side
-from preprocessing.slide import Slide
-from preprocessing.store import QUALITY
+from preprocessing.slides.reader import read_batches, read_side
+from preprocessing.slides.slide import Slide
+from preprocessing.stores.store import QUALITY
+from preprocessing.tissue.quality import tile_quality
 
 _IN_FLIGHT = 2  # batches that a GPU is given before the first is waited for
 

@@ -15,12 +15,12 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocessing.direct import DirectLevel
 from preprocessing.errors import UnreadableSlide
 from preprocessing.geometry import Level, Size
-from preprocessing.tiff_file import StoredFile
-from preprocessing.tiff_index import TileIndex
-from preprocessing.tile_cache import Raster
+from preprocessing.slides.direct import DirectLevel
+from preprocessing.slides.tiff_file import StoredFile
+from preprocessing.slides.tiff_index import TileIndex
+from preprocessing.slides.tile_cache import Raster
 
 Draw = Callable[[int, int, int, Size], Raster]
 """openslide's own drawing: (level, x_px0, y_px0, size) -> (h, w, 3) RGB, or UnreadableSlide."""

@@ -19,13 +19,11 @@ from typing import Literal
 
 from preprocessing.config import GridConfig, PreprocessingConfig, QualityConfig
 from preprocessing.encoders.base import EncoderSpec
+from preprocessing.encoders.gpu import Uploader
 from preprocessing.encoders.lazy import LazyEncoder
 from preprocessing.errors import HistomilError
-from preprocessing.extract import Batch, Encoding, Read, read
-from preprocessing.gpu import Uploader
-from preprocessing.manifest import SlideRow
-from preprocessing.pipeline import Ahead, Behind
-from preprocessing.pipeline_jobs import (
+from preprocessing.extraction.extract import Batch, Encoding, Read, read
+from preprocessing.extraction.jobs import (
     Extraction,
     Failed,
     Job,
@@ -34,10 +32,12 @@ from preprocessing.pipeline_jobs import (
     failed_job,
     naming,
 )
-from preprocessing.pipeline_progress import Progress
-from preprocessing.preview import write_preview
+from preprocessing.extraction.pipeline import Ahead, Behind
+from preprocessing.extraction.preview import write_preview
+from preprocessing.extraction.progress import Progress
+from preprocessing.manifest import SlideRow
 from preprocessing.status import SlideStatus, require_unique
-from preprocessing.store import SlideFeatures, write_store
+from preprocessing.stores.store import SlideFeatures, write_store
 
 _log = logging.getLogger(__name__)
 _AHEAD = 4  # batches that wait to be encoded

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from preprocessing.inspection_report import SlideReport
+from preprocessing.inspection.report import SlideReport
 from preprocessing.manifest import REQUIRED_COLUMNS
 
 _GAP = "  "

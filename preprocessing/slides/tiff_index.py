@@ -9,7 +9,7 @@ from pathlib import Path
 import tifffile
 
 from preprocessing.geometry import Size
-from preprocessing.tiff_jpeg import stream_head
+from preprocessing.slides.tiff_jpeg import stream_head
 
 _JPEG, _RGB, _YCBCR = 7, 2, 6
 _MULTIPLE_PX = 16  # TIFF asks it of a tile's sides; an eighth of it is then whole, too
