@@ -15,3 +15,14 @@ def shared() -> Path:
     if not root.is_dir():
         pytest.skip(f"no reference data at {root}: set HISTOMIL_SHARED to run this test")
     return root
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """torch.compile works here: on a CPU it needs a C++ compiler and Python's headers."""
+    import torch
+
+    try:
+        torch.compile(lambda x: x + x)(torch.ones(2))
+    except RuntimeError as error:
+        pytest.skip(f"torch cannot compile here: {str(error).strip().splitlines()[0]}")

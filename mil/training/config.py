@@ -26,6 +26,9 @@ class TrainConfig(Section):
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="of training's forward pass; weights stay float32"
     )
+    compile: bool = Field(
+        default=False, description="torch.compile: for long runs on a GPU; slower on most CPUs"
+    )
     bags_per_step: Annotated[int, Field(ge=1)] | Literal["epoch"] = Field(
         default=1,
         description="epoch: one step an epoch over all training bags, in the memory of one pass",

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from mil.models.base import Bags, MilMethod, Step
 from mil.tasks.base import Task
+from mil.training.compilation import compile_networks
 from mil.training.config import TrainConfig
 from mil.training.history import History
 from mil.training.optimise import Optimiser
@@ -65,8 +66,8 @@ def train_method(
     """Trains `method` in place, its baseline stage first if it has one; returns the history.
 
     `parts` are training and validation; `run_id` names the data and settings, and a state file of
-    another run is not resumed. Raises ConfigError where a step cannot hold what the task compares,
-    CohortError where the validation part cannot judge the task.
+    another run is not resumed. Raises ConfigError where a step cannot hold what the task compares
+    or nothing can be compiled, CohortError where the validation part cannot judge the task.
     """
     device = pick_device(config)
     sampler = Sampler.of(task, parts[0], config)
@@ -103,6 +104,8 @@ class Stage:
         self.train, self.validation = parts
         self.sampler, self.history = sampler, history
         self.device = next(method.parameters()).device
+        if config.compile:
+            compile_networks(method, self.device)
         self.alteration = Alteration(config.max_tiles, config.feature_dropout)
         self.labels = task.labels(self.train.encoded)
         self.optimiser = Optimiser(

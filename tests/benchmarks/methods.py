@@ -45,6 +45,7 @@ METHODS: dict[str, MethodConfig] = {
     "acmil_mha": AcmilMhaConfig(**WIDTH),
     "mhim": MhimConfig(**ATTENTION),
     "mhim_v2": MhimConfig(**ATTENTION, preset="v2"),
+    "mhim_v2_mask0.3pct": MhimConfig(**ATTENTION, preset="v2", mask_high=0.003),
     "mhim_transmil": MhimTransmilConfig(**WIDTH),
     "mhim_dsmil": MhimDsmilConfig(**WIDTH, query_dim=32),
     "ins": InsConfig(**WIDTH, negative="negative"),

@@ -166,7 +166,7 @@ class TestNetworkEncoder:
         assert seen == [(4, 3, 64, 64)] * 2
 
     @pytest.mark.slow
-    def test_compiled_features_are_the_plain_ones(self):
+    def test_compiled_features_are_the_plain_ones(self, compiler):
         torch.manual_seed(0)
         module = timm.create_model("test_vit", pretrained=False, num_classes=0).eval()
         spec, tiles = spec_of(dim=64), tiles_of(3, 160)
