@@ -178,6 +178,7 @@ def load_features(
         stores[slide_id] = store
     if origin is None:
         raise StoreError(f"no slide to read features of in {features_dir}")
+    _refuse_mixed_dims(stores, encoder)
     _refuse_empty(stores)
     stored = StoredTiles(stores, encoder)
     prints = {slide_id: store.provenance.slide_fingerprint for slide_id, store in stores.items()}
@@ -185,6 +186,18 @@ def load_features(
         return CohortFeatures(stored.in_memory(), prints, origin)
     packed = _packed(pack_path(features_dir, encoder), stores, stored.shapes)
     return CohortFeatures(packed or stored, prints, origin)
+
+
+def _refuse_mixed_dims(stores: dict[str, FeatureStore], encoder: str) -> None:
+    """Imported features may go by one name and be of several encoders."""
+    dims = {slide_id: store.encoder_record(encoder).dim for slide_id, store in stores.items()}
+    (first, expected), *others = dims.items()
+    for slide_id, dim in others:
+        if dim != expected:
+            raise StoreError(
+                f"slide {slide_id!r}: features of encoder {encoder!r} have {dim} numbers a tile, "
+                f"those of slide {first!r} {expected}; extract or import them with one encoder"
+            )
 
 
 def _refuse_empty(stores: dict[str, FeatureStore]) -> None:

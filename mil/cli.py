@@ -52,6 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HistomilError as error:
         print(f"histomil: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except OSError as error:
+        if error.errno is None:  # of a library, about something else than the system
+            raise
+        where = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
+        print(
+            f"histomil: {error}{where}; see that the disk has room and the folder can be written, "
+            "then run the same command again",
+            file=sys.stderr,
+        )
+        return 1
 
 
 if __name__ == "__main__":

@@ -76,7 +76,10 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     facts.add_argument("--coords-dir", type=Path, help="CLAM's folder of patch coordinates")
     facts.add_argument("--their-encoder", metavar="NAME", help="the encoder's name in the files")
     facts.add_argument("--grid", help="which grid of a raw2features store")
-    facts.add_argument("--weight-digest", help="SHA-256 of the weights, to mix with features of it")
+    facts.add_argument(
+        "--weight-digest",
+        help="SHA-256 of the weights, so that imports from several tools can be mixed",
+    )
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:

@@ -287,6 +287,8 @@ def load_study(path: Path) -> StudyConfig:
         text = path.read_text()
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_RETIRED = "-old"
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -28,8 +30,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A partial name beside `path`, renamed to it when the block ends well; replaces an old one.
 
-    A folder cannot be swapped in one step: a kill between the two renames leaves `path` absent,
-    which costs work but never leaves something half written under the final name.
+    A folder cannot be swapped in one step: a kill between the two renames leaves `path` absent and
+    the old folder under a name that `put_back` knows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
@@ -43,6 +45,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)  # gone already after a success
 
 
+def put_back(path: Path) -> None:
+    """The old folder, if a kill in `whole_folder` took it away and put nothing in its place."""
+    for retired in path.parent.glob(f"{path.name}.partial-*{_RETIRED}"):
+        if not path.exists():
+            retired.replace(path)
+
+
 def _sync(entry: Path) -> None:
     handle = os.open(entry, os.O_RDONLY)
     try:
@@ -53,7 +62,7 @@ def _sync(entry: Path) -> None:
 
 def _swap_in(partial: Path, path: Path) -> None:
     """The old folder comes back if the new one cannot take its place."""
-    retired = partial.with_name(f"{partial.name}-old")
+    retired = partial.with_name(partial.name + _RETIRED)
     shutil.rmtree(retired, ignore_errors=True)
     had_folder = path.exists()
     if had_folder:

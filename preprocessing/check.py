@@ -91,11 +91,6 @@ def _check_store(features_dir: Path, slide_id: str, *, deep: bool) -> None:
             f"{features_dir / 'shards'} and run extract again"
         )
     store = open_store(path)
-    if store.provenance.slide_id != slide_id:
-        raise StoreError(
-            f"{path}: holds slide {store.provenance.slide_id!r}; give the folder its slide's name, "
-            "or delete it and extract again"
-        )
     if deep:
         store.verify()
 
@@ -114,6 +109,7 @@ def _leftovers(features_dir: Path, slide_ids: Iterable[str]) -> list[Problem]:
         *features_dir.glob("*.partial-*"),
         *(features_dir / "shards").glob("*.partial-*"),
         *(features_dir / "packs").glob("*.partial-*"),
+        *(features_dir / "previews").glob(".*.partial-*"),
     ]
     known = {store_path(features_dir, slide_id) for slide_id in slide_ids}
     strange = [

@@ -1,6 +1,7 @@
 """slides.csv: one row per slide, checked before any slide is opened."""
 
 import csv
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -42,12 +43,12 @@ def read_manifest(path: Path) -> list[SlideRow]:
 
 
 def _read_records(path: Path) -> list[tuple[int, dict[str, str]]]:
-    if not path.is_file():
-        raise ManifestError(
-            f"{path}: no such file; a manifest is a CSV with the columns "
-            f"{', '.join(REQUIRED_COLUMNS)}[, mpp | mpp_x, mpp_y]"
-        )
     try:
+        if not path.is_file():
+            raise ManifestError(
+                f"{path}: no such file; a manifest is a CSV with the columns "
+                f"{', '.join(REQUIRED_COLUMNS)}[, mpp | mpp_x, mpp_y]"
+            )
         # utf-8-sig: spreadsheets put a byte-order mark in front of the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream, strict=True)
@@ -56,6 +57,8 @@ def _read_records(path: Path) -> list[tuple[int, dict[str, str]]]:
             lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ManifestError(f"{path}: expected a CSV in UTF-8, got {error}") from error
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read: {error.strerror}") from error
     for line, cells in lines:
         if len(cells) != len(header):
             raise ManifestError(
@@ -71,6 +74,11 @@ def _check_header(header: list[str], path: Path) -> None:
         raise ManifestError(
             f"{path}: missing column(s) {', '.join(missing)}; found {', '.join(header) or 'none'}"
         )
+    for name in header:
+        if name.lower() in _MPP_COLUMNS and name not in _MPP_COLUMNS:
+            raise ManifestError(
+                f"{path}: column {name!r} would be passed over; write {name.lower()!r}"
+            )
     repeated = sorted(name for name, count in Counter(header).items() if count > 1)
     if repeated:
         raise ManifestError(f"{path}: column(s) {', '.join(repeated)} appear more than once")
@@ -86,6 +94,8 @@ def _row(record: dict[str, str], where: str, folder: Path) -> SlideRow:
             f"{where}: slide_id {slide_id!r} becomes a file name, so only letters, digits, "
             "'.', '_' and '-' are allowed, and no '.' in front"
         )
+    if "\0" in record["path"]:
+        raise ManifestError(f"{where}: path {record['path']!r} cannot be that of a file")
     known = {*REQUIRED_COLUMNS, *_MPP_COLUMNS}
     return SlideRow(
         slide_id=slide_id,
@@ -127,9 +137,10 @@ def _refuse_repeats(rows: list[SlideRow], path: Path) -> None:
     repeated = [slide_id for slide_id, count in counts.items() if count > 1]
     if repeated:
         raise ManifestError(f"{path}: slide_id(s) {', '.join(repeated)} appear more than once")
-    ids_of_file: dict[Path, list[str]] = {}
+    ids_of_file: dict[str, list[str]] = {}
     for row in rows:
-        ids_of_file.setdefault(row.path.resolve(), []).append(row.slide_id)
+        # Unlike Path.resolve, realpath puts up with circles of links.
+        ids_of_file.setdefault(os.path.realpath(row.path), []).append(row.slide_id)
     shared = [f"{file} as {', '.join(ids)}" for file, ids in ids_of_file.items() if len(ids) > 1]
     if shared:
         raise ManifestError(f"{path}: one file under several slide_ids: {'; '.join(shared)}")

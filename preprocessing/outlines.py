@@ -18,6 +18,12 @@ from preprocessing.errors import StoreError
 Ring = NDArray[np.float64]
 Outline = list[Ring]
 """A polygon in level-0 px: its shell (M, 2) of (x, y), then its holes."""
+_FARTHEST_PX0 = 2.0**31  # no slide ends beyond
+# What reading a document of any other form may raise.
+_NOT_ANNOTATIONS = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),
+)
 _LINES = 8  # down a pixel: the least share of it that a horizontal edge is off by
 
 
@@ -49,7 +55,7 @@ def read_outlines(path: Path) -> list[Outline]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{path}: expected a GeoJSON FeatureCollection of polygons in level-0 pixels, got "
-            f"{error!r}; export the annotations again"
+            f"{type(error).__name__}: {error}; export the annotations again"
         ) from error
 
 
@@ -92,10 +98,10 @@ def read_annotations(path: Path) -> tuple[list[Annotation], Counter[str]]:
                     others[area] += 1
                 else:
                     annotations.append(Annotation(name, area))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except _NOT_ANNOTATIONS as error:
         raise StoreError(
-            f"{path}: expected annotations as QuPath exports them to GeoJSON, got {error!r}; "
-            "export them again"
+            f"{path}: expected annotations as QuPath exports them to GeoJSON, got "
+            f"{type(error).__name__}: {error}; export them again"
         ) from error
     return annotations, others
 
@@ -117,7 +123,9 @@ def _kind(feature: dict[str, Any]) -> str:
 def _class_name(feature: dict[str, Any]) -> str:
     classification = (feature.get("properties") or {}).get("classification") or ""
     if isinstance(classification, dict):
-        return classification.get("name") or ": ".join(classification["names"])
+        classification = classification.get("name") or ": ".join(classification["names"])
+    if not isinstance(classification, str):
+        raise TypeError(f"a class called {classification!r}")
     return classification
 
 
@@ -129,15 +137,22 @@ def _areas(geometry: dict[str, Any]) -> Iterator[Outline | str]:
             yield from _areas(part)
     elif kind in ("Polygon", "MultiPolygon"):
         for rings in _polygons(geometry):
-            outline = [np.asarray(ring, dtype=np.float64)[:, :2] for ring in rings]
-            if not all(np.isfinite(ring).all() for ring in outline):
-                raise ValueError("a coordinate that is no number")
+            outline = [_ring(points) for points in rings]
             if outline and _has_area(outline[0]):
                 yield [outline[0], *(hole for hole in outline[1:] if _has_area(hole))]
             else:
                 yield f"empty {kind}"
     else:
-        yield kind
+        yield str(kind)
+
+
+def _ring(points: Any) -> Ring:
+    ring = np.asarray(points, dtype=np.float64)[:, :2]
+    if ring.ndim != 2 or ring.shape[1] != 2:
+        raise ValueError(f"a ring of shape {ring.shape} where points (x, y) are expected")
+    if not (np.abs(ring) < _FARTHEST_PX0).all():
+        raise ValueError("a coordinate that is no number of pixels")
+    return ring
 
 
 def _has_area(ring: Ring) -> bool:

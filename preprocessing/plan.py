@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import TypeVar
 
 from preprocessing.config import PreprocessingConfig
@@ -14,7 +15,8 @@ from preprocessing.tissue.regions import region_files
 
 Row = TypeVar("Row")
 # Counts up when tissue, grid or reader code gives other tiles or pixels for the same settings.
-EXTRACTION_VERSION = 2
+EXTRACTION_VERSION = 3
+_ABSENT = ["absent"]
 
 
 @dataclass(frozen=True)
@@ -57,25 +59,26 @@ def _refuse_foreign_tables(manifest: Path) -> None:
 
 
 def _shard(config: PreprocessingConfig, rows: Sequence[SlideRow]) -> Shard:
-    paths = {row.slide_id: [row.path, *region_files(row, config.tissue)] for row in rows}
-    # A missing file must fail alone, inside the job, so it is no input of the job.
-    files = [str(path) for of_slide in paths.values() for path in of_slide if path.is_file()]
-    described = [
-        [
-            *(row.slide_id, row.patient_id, row.mpp, row.extra.get("mpp_force")),
-            *(_stamp(path) for path in paths[row.slide_id]),
-        ]
-        for row in rows
-    ]
+    files: list[str] = []
+    described: list[object] = []
+    for row in rows:
+        stamps = [_stamp(path) for path in (row.path, *region_files(row, config.tissue))]
+        # A missing file must fail alone, inside the job, so it is no input of the job.
+        files += [str(path) for path, *facts in stamps if facts != _ABSENT]
+        described.append(
+            [row.slide_id, row.patient_id, row.mpp, row.extra.get("mpp_force"), *stamps]
+        )
     return Shard(files, _digest(config, described))
 
 
 def _stamp(path: Path) -> list[object]:
     """Changes when a slide, its mask or regions are replaced, also by a copy of an old date."""
-    if not path.is_file():
-        return [str(path), "absent"]
-    status = path.stat()
-    return [str(path), status.st_size, status.st_mtime_ns]
+    try:
+        status = path.stat()
+    except OSError:  # absent, or out of reach
+        return [str(path), *_ABSENT]
+    facts = [status.st_size, status.st_mtime_ns] if S_ISREG(status.st_mode) else _ABSENT
+    return [str(path), *facts]
 
 
 def _digest(config: PreprocessingConfig, rows: object) -> str:

@@ -48,7 +48,7 @@ def read_process_list(features_dir: Path) -> list[SlideStatus]:
     with path.open(newline="") as stream:
         try:
             return _ROWS.validate_python(list(csv.DictReader(stream)))
-        except ValidationError as error:
+        except (ValidationError, csv.Error) as error:
             raise ManifestError(
                 f"{path} is not a process list, run status anew: {error}"
             ) from error

@@ -103,6 +103,17 @@ def method_settings(wildcards):
     )
 
 
+def truth_settings(wildcards):
+    """With what the outlines are now; those of a synthetic cohort are no more than its settings."""
+    truth = STUDY.mil.tasks[wildcards.task].truth
+    if truth is None or STUDY.preprocessing.synthetic:
+        return digest(truth)
+    outlines = [(path.name, path.stat()) for path in truth.folder.glob("*.geojson")]
+    return digest(
+        truth, sorted([name, at.st_size, at.st_mtime_ns] for name, at in outlines)
+    )
+
+
 def gpus(device):
     """A job's claim on the GPU counter; `auto` claims one where there is any."""
     return int(

@@ -8,7 +8,7 @@ rule heatmap:
     log:
         f"{OUT}/logs/heatmap/{{task}}-{{method}}.log",
     params:
-        settings=lambda wildcards: digest(STUDY.mil.tasks[wildcards.task].truth),
+        settings=truth_settings,
     shell:
         "OMP_NUM_THREADS={threads} {HISTOMIL} heatmap {ARGS} --task {wildcards.task} --method {wildcards.method} "
         "2>&1 | tee {log:q}"

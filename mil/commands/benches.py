@@ -4,9 +4,13 @@ import argparse
 import json
 from typing import Any
 
+from preprocessing.errors import ConfigError
+
 
 def bench(parsed: argparse.Namespace) -> int:
     """A table, or with `--json` one object; nothing else on standard output."""
+    if parsed.repeats < 1:
+        raise ConfigError(f"--repeats: expected 1 or more, got {parsed.repeats}")
     record, table = BENCHES[parsed.what](parsed)
     print(json.dumps(record) if parsed.json else table)
     return 0

@@ -118,6 +118,8 @@ def heatmap(study: StudyConfig, parsed: argparse.Namespace) -> int:
     from mil.paint import paint_method, paint_with
 
     if parsed.apply is not None:
+        if parsed.task is not None or parsed.method is not None:
+            raise ConfigError("--apply names models with their task: leave --task and --method out")
         known(parsed.apply, study.mil.apply, "apply")
         paint_with(study, parsed.apply)
         return 0

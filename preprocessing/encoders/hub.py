@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
@@ -19,6 +20,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 from timm.data.config import resolve_model_data_config
 from timm.layers.mlp import SwiGLUPacked
@@ -30,7 +32,10 @@ from preprocessing.encoders.own import NETWORKS, converted
 from preprocessing.errors import ConfigError, EncoderUnavailable
 
 _ANSWER_SECONDS = 5.0
-_FAILURES = (OSError, RuntimeError, ValueError, KeyError)
+# Files cut off or of other objects than tensors; code of the hub for other versions than installed.
+_FILE_FAILURES = (OSError, EOFError, UnpicklingError, SafetensorError)
+_CODE_FAILURES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ImportError)
+_FAILURES = (*_FILE_FAILURES, *_CODE_FAILURES)
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
 # Layers that a registry row names; the registry itself does not import torch.
 _LAYERS = {"SwiGLUPacked": SwiGLUPacked, "SiLU": nn.SiLU}

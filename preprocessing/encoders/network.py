@@ -50,6 +50,8 @@ class NetworkEncoder:
                 f"{spec.weight_digest[:16]}...: another release or a damaged file",
             )
         self._dtype = _DTYPES.get(precision)
+        if self._dtype is None and self.device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # or convolutions round to 10 bits
         self._network = _placed(network, self.device, self._dtype)
         self._call: Callable[[Tensor], object] = self._network
         self._fill = compiled_for
@@ -145,8 +147,9 @@ def pooled(output: object, pooling: Pooling, *, network: nn.Module) -> Tensor:
     tokens = _tensor(getattr(output, "last_hidden_state", output), pooling)
     if pooling == "model":
         return tokens
-    # Class token first, then registers, then the patches.
-    first_patch = getattr(network, "num_prefix_tokens", 1)
+    # Class token first, then registers, then the patches; timm counts both, transformers registers.
+    registers = getattr(getattr(network, "config", None), "num_register_tokens", 0)
+    first_patch = getattr(network, "num_prefix_tokens", 1 + registers)
     if not isinstance(first_patch, int):
         raise TypeError(f"num_prefix_tokens must be an integer, got {first_patch!r}")
     if pooling == "cls":

@@ -9,8 +9,9 @@ CMU-1-Small-Region.svs, OpenSlide's test slide (CC0).
 Each tile is fitted alone, so what little is stained on a tile of glass would be stretched to the
 reference's full strength: with a fourth of a tile stained, Macenko darkens it by some 15 grey
 values more than the same tissue on a full tile, with 3 % by 80. Tiles with tissue on less than a
-fifth, hardly a pixel stained in all channels, or fewer than two colours stay as they are. Eosin
-alone, IHC and pen are all taken for haematoxylin and eosin; Reinhard tints glass.
+fifth, hardly a pixel stained in all channels, or fewer than two colours stay as they are. Where the
+second colour has less than 1 % of the pixels, Macenko finds one stain twice and darkens the tile.
+Eosin alone, IHC and pen are all taken for haematoxylin and eosin; Reinhard tints glass.
 """
 
 from collections.abc import Callable
@@ -41,8 +42,8 @@ _LEAST_SPREAD = 3e-4
 def stain_normaliser(name: StainName) -> Callable[[Tensor], Tensor]:
     """Maps (B, 3, h, w) RGB 0..255 to float32 of the same shape, device and range.
 
-    Tiles that cannot be fitted come back unchanged. Macenko runs on the tiles' device; torchstain
-    keeps Reinhard's constants on the CPU, so there it runs whatever the device. Raises
+    Tiles that cannot be fitted come back unchanged. The CPU fits whatever the device: eigenvectors
+    differ between their libraries, and what is no number becomes a colour on a GPU. Raises
     `ConfigError` where torchstain is not installed.
     """
     try:
@@ -76,8 +77,6 @@ class _Macenko:
 
     def __call__(self, tile: Tensor) -> Tensor:
         """(3, h, w) to (h, w, 3)."""
-        self._normaliser.HERef = self._normaliser.HERef.to(tile.device)
-        self._normaliser.maxCRef = self._normaliser.maxCRef.to(tile.device)
         return self._normaliser.normalize(tile, Io=_LIGHT, beta=_STAINED, stains=False)[0]
 
 
@@ -89,18 +88,18 @@ class _Reinhard:
 
     def __call__(self, tile: Tensor) -> Tensor:
         """(3, h, w) to (h, w, 3)."""
-        return self._normaliser.normalize(tile.cpu()).to(tile.device)
+        return self._normaliser.normalize(tile)
 
 
 def _each_tile(normalise: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     @torch.no_grad()
     def normalised(pixels: Tensor) -> Tensor:
-        out = pixels.float().clone()
+        out = pixels.float().to("cpu", copy=True)
         for row in torch.nonzero(_can_be_fitted(out)).flatten().tolist():
             tile = normalise(out[row])
             if tile.min() >= 0 and tile.max() <= 255:  # as integers, what is no number is not
                 out[row] = tile.permute(2, 0, 1)
-        return out
+        return out.to(pixels.device)
 
     return normalised
 

@@ -3,7 +3,7 @@
     prepare   opens the next slide and finds its tissue       a thread, one slide ahead
     read      decodes tiles into batches                      `readers` threads, four batches ahead
     encode    computes quality and features on the device     the main thread
-    write     writes the store and its preview                a thread, one slide behind
+    write     writes the preview and the store                a thread, one slide behind
 
 A slide's store is written when the slide is done, so a killed run loses two slides at most, and
 the same call afterwards goes on where it stopped.
@@ -31,6 +31,7 @@ from preprocessing.extraction.jobs import (
     Skipped,
     failed_job,
     naming,
+    refuse_changed,
 )
 from preprocessing.extraction.pipeline import Ahead, Behind
 from preprocessing.extraction.preview import write_preview
@@ -98,7 +99,7 @@ class _Shard:
         items: "Ahead[Job | Batch | Read]",
         encoder: LazyEncoder,
         writer: "Behind[SlideStatus]",
-        write: Callable[[SlideRow, SlideFeatures, SlideStatus], SlideStatus],
+        write: Callable[[Extraction | Renamed, SlideFeatures, SlideStatus], SlideStatus],
         progress: Progress,
     ) -> None:
         self._items = items
@@ -116,7 +117,7 @@ class _Shard:
             if isinstance(job, Extraction):
                 self._extract(job)
             elif isinstance(job, Renamed):
-                self._write(job.row, job.contents)
+                self._write(job, job.contents)
             elif isinstance(job, Skipped):
                 self._note(self._status(job.row, "skipped", job.tiles))
             elif isinstance(job, Failed):
@@ -134,7 +135,10 @@ class _Shard:
             encoding = Encoding(encoder, self._upload, tiles=tiles, mpp=mpp)
         self._progress.start(job.row.slide_id, tiles)
         while True:
-            item = self._next(encoding)
+            if not self._items.waiting:
+                with naming(job.row):
+                    encoding.drain()
+            item = self._next()
             if isinstance(item, Batch):
                 with naming(job.row):
                     encoding.add(item)
@@ -154,23 +158,21 @@ class _Shard:
                 quality=encoding.quality,
                 failed=item.failed,
             )
-        return self._write(job.row, contents)
+        return self._write(job, contents)
 
-    def _next(self, encoding: Encoding | None = None) -> Job | Batch | Read | None:
-        """The next item; waiting begins when the device has nothing left to do."""
+    def _next(self) -> Job | Batch | Read | None:
+        """The next item; called when the device has nothing left to do, or need not wait."""
         if self._items.waiting:
             return next(self._items, None)
-        if encoding is not None:
-            encoding.drain()
         started = time.perf_counter()
         item = next(self._items, None)
         self._waited += time.perf_counter() - started
         return item
 
-    def _write(self, row: SlideRow, contents: SlideFeatures) -> None:
+    def _write(self, job: Extraction | Renamed, contents: SlideFeatures) -> None:
         tiles, lost = len(contents.coords_px0), int(contents.read_error.sum())
-        status = self._status(row, "done", tiles, unreadable=lost)
-        self._note(self._writer.submit(partial(self._written, row, contents, status)))
+        status = self._status(job.row, "done", tiles, unreadable=lost)
+        self._note(self._writer.submit(partial(self._written, job, contents, status)))
 
     def _fail(self, job: Failed) -> None:
         self._note(_failure(job, self._status(job.row, "failed", 0)))
@@ -205,17 +207,19 @@ class _Shard:
 def _written(
     out_dir: Path,
     limits: QualityConfig,
-    row: SlideRow,
+    job: Extraction | Renamed,
     contents: SlideFeatures,
     done: SlideStatus,
 ) -> SlideStatus:
     """`done`, once it is; what the schema refuses is the slide's failure."""
     try:
-        with naming(row):
-            write_store(out_dir, contents)
+        with naming(job.row):
+            # First: a slide whose store is there is left alone by the next run.
             write_preview(out_dir, contents, limits)
+            refuse_changed(job, out_dir)
+            write_store(out_dir, contents)
     except HistomilError as error:
-        return _failure(failed_job(row, error), done)
+        return _failure(failed_job(job.row, error), done)
     return done
 
 

@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from openslide import __library_version__ as openslide_version
 
+from preprocessing.artefacts import put_back
 from preprocessing.config import PreprocessingConfig, ReadingConfig
 from preprocessing.encoders.lazy import LazyEncoder
 from preprocessing.errors import ConfigError, EncoderUnavailable, HistomilError, StoreError
 from preprocessing.extraction.prepare import prepare_slide, tile_geometry
+from preprocessing.extraction.preview import partial_previews
 from preprocessing.geometry import TileGeometry
 from preprocessing.manifest import SlideRow
 from preprocessing.plan import EXTRACTION_VERSION
@@ -63,12 +65,13 @@ class Renamed:
 
     row: SlideRow
     contents: SlideFeatures
+    found: bytes | None
 
 
 @dataclass(frozen=True, eq=False)
 class Extraction:
     """An open slide and its tiles in `base`, which has no features yet; `kept` is what an old
-    store has of other encoders. Close it.
+    store has of other encoders; `found` is that store's root as it was then. Close it.
     """
 
     row: SlideRow
@@ -76,6 +79,7 @@ class Extraction:
     geometry: TileGeometry
     base: SlideFeatures
     kept: SlideFeatures | None
+    found: bytes | None
 
     def close(self) -> None:
         self.slide.close()
@@ -151,11 +155,25 @@ def naming(row: SlideRow) -> Generator[None]:
         raise
 
 
+def refuse_changed(job: Extraction | Renamed, out_dir: Path) -> None:
+    """What another run wrote since the job was made would be lost."""
+    if _root(out_dir, job.row) != job.found:
+        raise ConfigError(
+            f"slide {job.row.slide_id!r}: another run wrote "
+            f"{store_path(out_dir, job.row.slide_id)} while this one encoded it; wait for that "
+            "run to end, then start this one again"
+        )
+
+
+def _root(out_dir: Path, row: SlideRow) -> bytes | None:
+    path = store_path(out_dir, row.slide_id) / "zarr.json"
+    return path.read_bytes() if path.is_file() else None
+
+
 def _job(row: SlideRow, config: PreprocessingConfig, out_dir: Path, encoder: LazyEncoder) -> Job:
     with naming(row), ExitStack() as stack:
         try:
-            for leftover in partial_stores(out_dir, row.slide_id):
-                shutil.rmtree(leftover)
+            _tidy(out_dir, row.slide_id)
             with read_side(row.slide_id, row.path):
                 slide = stack.enter_context(Slide(row, reading=config.reading))
             job = _wanted(row, slide, config, out_dir, encoder)
@@ -166,10 +184,20 @@ def _job(row: SlideRow, config: PreprocessingConfig, out_dir: Path, encoder: Laz
         return job
 
 
+def _tidy(out_dir: Path, slide_id: str) -> None:
+    """After a run that was killed while it wrote this slide."""
+    put_back(store_path(out_dir, slide_id))
+    for leftover in partial_stores(out_dir, slide_id):
+        shutil.rmtree(leftover)
+    for leftover in partial_previews(out_dir, slide_id):
+        leftover.unlink()
+
+
 def _wanted(
     row: SlideRow, slide: Slide, config: PreprocessingConfig, out_dir: Path, encoder: LazyEncoder
 ) -> Job:
     geometry = tile_geometry(slide, config.grid)
+    found = _root(out_dir, row)
     old = _matching_store(row, slide, config, out_dir)
     # A store with unreadable tiles is never finished: the file may have been mended since.
     if old is None or old.read_error.any() or not _has_features(old, encoder):
@@ -179,9 +207,11 @@ def _wanted(
         else:
             with read_side(row.slide_id, row.path):
                 base = prepare_slide(row, slide, geometry, config)
-        return Extraction(row, slide, geometry, base=_read_now(base, slide, geometry), kept=kept)
+        with read_side(row.slide_id, row.path):
+            base = _read_now(base, slide, geometry)
+        return Extraction(row, slide, geometry, base=base, kept=kept, found=found)
     if old.provenance.patient_id != row.patient_id:
-        return Renamed(row, _kept(old, row))
+        return Renamed(row, _kept(old, row), found)
     return Skipped(row, len(old))
 
 
@@ -235,7 +265,11 @@ def _has_features(store: FeatureStore, encoder: LazyEncoder) -> bool:
 
 
 def _kept(store: FeatureStore, row: SlideRow, *, without: str | None = None) -> SlideFeatures:
-    """A finished store under the manifest's patient, without the part of one encoder."""
+    """A finished store under the manifest's patient, without the part of one encoder.
+
+    Raises `StoreError` where it is not what was written: new checksums would hide that for good.
+    """
+    store.verify()
     names = [name for name in store.encoders if name != without]
     encoders = {name: store.provenance.encoders[name] for name in names}
     update = {"encoders": encoders, "patient_id": row.patient_id}

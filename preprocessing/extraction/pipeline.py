@@ -44,7 +44,7 @@ class Ahead(Generic[T]):
         self._made: SimpleQueue[T | _End] = SimpleQueue()
         self._closed = threading.Event()
         self._end: _End | None = None
-        # A daemon, so that a read that hangs for good cannot keep a failed process alive.
+        # A daemon: `close` waits for it, but once that is interrupted the process may end.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 

@@ -47,6 +47,8 @@ def prepare_slide(
     """Raises `NoTissue` where not one tile is left, `SlideError` for a mask or regions that are
     missing or of another shape. Quality is not known yet; encoders, versions and date are empty.
     """
+    # Before they are read: a drawing that changes meanwhile is used again by the next run.
+    drawings = tissue_digest(row, config.tissue)
     view, thumbnail = slide.overviews(mpp=config.tissue.mask_mpp, longest_px=_THUMBNAIL_PX)
     tissue = _tissue_of(row, slide, view, config.tissue)
     tiles = make_grid(
@@ -59,7 +61,13 @@ def prepare_slide(
     _require_tiles(row, tiles, tissue, slide=slide, geometry=geometry, config=config.tissue)
     return SlideFeatures(
         provenance=_provenance(
-            row, slide, geometry, config=config, tissue=tissue, thumbnail=thumbnail
+            row,
+            slide,
+            geometry,
+            config=config,
+            tissue=tissue,
+            drawings=drawings,
+            thumbnail=thumbnail,
         ),
         coords_px0=tiles.coords_px0,
         tissue_fraction=tiles.tissue_fraction,
@@ -78,6 +86,7 @@ def _provenance(
     *,
     config: PreprocessingConfig,
     tissue: TissueMask,
+    drawings: str,
     thumbnail: Thumbnail,
 ) -> Provenance:
     return Provenance(
@@ -106,7 +115,7 @@ def _provenance(
         reader=slide.reader,
         decoded_scale=decoded_scale(slide, geometry),
         tissue=config.tissue,
-        tissue_digest=tissue_digest(row, config.tissue),
+        tissue_digest=drawings,
         grid=config.grid,
         thumbnail_px0_per_px_x=thumbnail.px0_per_px_x,
         thumbnail_px0_per_px_y=thumbnail.px0_per_px_y,

@@ -24,6 +24,7 @@ from preprocessing.stores.provenance import Provenance
 from preprocessing.stores.store import SlideFeatures
 from preprocessing.tissue.rasters import dilated
 
+_FOLDER = "previews"
 _LONGEST_PX, _LEAST_WIDTH_PX = 1200, 900
 _MARGIN_PX, _LINE_PX = 20, 24
 _TITLE_PX, _TEXT_PX = 22, 16
@@ -44,12 +45,17 @@ def write_preview(folder: Path, contents: SlideFeatures, limits: QualityConfig) 
 
     Tiles whose quality is not known count as within the limits.
     """
-    path = folder / "previews" / f"{contents.provenance.slide_id}.png"
+    path = folder / _FOLDER / f"{contents.provenance.slide_id}.png"
     page = draw_preview(contents, limits)
     with whole_file(path) as partial:
         # A quarter of the time of the default, for a file a tenth larger.
         page.save(partial, compress_level=2)
     return path
+
+
+def partial_previews(folder: Path, slide_id: str) -> list[Path]:
+    """What interrupted writers of this slide's preview left behind."""
+    return sorted((folder / _FOLDER).glob(f".{slide_id}.partial-*"))
 
 
 def draw_preview(contents: SlideFeatures, limits: QualityConfig) -> Image.Image:

@@ -96,5 +96,8 @@ class _Lines:
 
 
 def _bytes_of(row: SlideRow) -> int:
-    """At least 1, so that absent files are steps too."""
-    return max(1, row.path.stat().st_size) if row.path.is_file() else 1
+    """At least 1, so that files that are absent or out of reach are steps too."""
+    try:
+        return max(1, row.path.stat().st_size)
+    except OSError:
+        return 1

@@ -70,17 +70,20 @@ def run_inspect(
     shown = (
         as_json(reports) if json else as_table(reports, max(_WIDTHS[0], min(columns, _WIDTHS[1])))
     )
-    sys.stdout.write(shown)
-    if csv is not None:
-        _write(csv, as_csv(reports))
-    if manifest is not None:
-        _write_manifest(manifest, reports, patient_is_slide=patient_is_slide)
+    try:
+        if csv is not None:
+            _write(csv, as_csv(reports))
+        if manifest is not None:
+            _write_manifest(manifest, reports, patient_is_slide=patient_is_slide)
+    finally:  # the files first: whoever reads the table may stop at its first lines
+        sys.stdout.write(shown)
     return 0 if reports and all(report.state == "ready" for report in reports) else 1
 
 
 def _write(path: Path, text: str) -> None:
     with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="")
+        # A file's name may hold bytes that are no UTF-8; a table tells them by their numbers.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
     _log.info("wrote %s", path)
 
 

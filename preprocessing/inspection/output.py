@@ -77,7 +77,11 @@ def manifest_of(
 
 def _relative(path: Path, folder: Path) -> str:
     path, folder = (Path(os.path.abspath(each)) for each in (path, folder))  # noqa: PTH100
-    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+    if not path.is_relative_to(folder):
+        return str(path)
+    relative = str(path.relative_to(folder))
+    # A manifest's values are read without blanks around them.
+    return relative if relative == relative.lstrip() else os.path.join(os.curdir, relative)  # noqa: PTH118
 
 
 def _flat(report: SlideReport) -> dict[str, object]:

@@ -49,14 +49,30 @@ def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
     once = {_real(each.path): each for each in reversed(found) if _real(each.path) not in named}
     rest = _one_per_series(sorted(once.values(), key=lambda each: each.path))
     ids = _ids([each.path for each in rest], taken={row.slide_id for row in listed})
-    return [Candidate(row) for row in listed] + [
+    return [Candidate(row, problem=_hopeless(row.path)) for row in listed] + [
         Candidate(SlideRow(slide_id, "", each.path), each.further, each.problem)
         for slide_id, each in zip(ids, rest, strict=True)
     ]
 
 
 def is_manifest(path: Path) -> bool:
-    return path.suffix.lower() == ".csv" and not path.is_dir()
+    return path.suffix.lower() == ".csv" and not _is_folder(path)
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112  # Path's raises where no permission is
+
+
+def _hopeless(path: Path) -> str:
+    """Why a file is not even opened; empty for most."""
+    # To open a pipe would be to wait without end.
+    if os.path.exists(path) and not (os.path.isfile(path) or _is_folder(path)):  # noqa: PTH110, PTH113
+        return "neither a file nor a folder"
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8, as a manifest has to be: rename it"
+    return ""
 
 
 def _real(path: Path) -> Path:
@@ -64,8 +80,8 @@ def _real(path: Path) -> Path:
 
 
 def _below(path: Path) -> Iterator[_Found]:
-    if not path.is_dir():
-        yield _Found(path)
+    if not _is_folder(path):
+        yield _Found(path, problem=_hopeless(path))
         return
     refused: list[_Found] = []
 
@@ -86,7 +102,7 @@ def _below(path: Path) -> Iterator[_Found]:
             )
         for file in files:
             if not file.startswith(".") and Path(file).suffix.lower() in SLIDE_SUFFIXES:
-                yield _Found(folder / file)
+                yield _Found(folder / file, problem=_hopeless(folder / file))
     yield from refused
 
 

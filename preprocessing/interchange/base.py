@@ -11,9 +11,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocessing.errors import ConfigError, StoreError
+from preprocessing.errors import ConfigError, HistomilError, StoreError
 from preprocessing.stores.store import FeatureStore
-from preprocessing.stores.zarr_arrays import READ_FAILURES
 
 Pair = tuple[float, float]
 """(x, y) or (width, height)"""
@@ -112,11 +111,20 @@ class OutgoingSlide:
     @property
     def tile_px0(self) -> float:
         """The one side that other tools know of a tile, in level-0 pixels."""
-        return _one_side(self, (self.provenance.tile_px0_x, self.provenance.tile_px0_y))
+        sides = self.provenance.tile_px0_x, self.provenance.tile_px0_y
+        return _one_side(self, sides, "level-0 pixels")
+
+    @property
+    def tile_um(self) -> float:
+        """The same in micrometres: of an import, tiles may be square in pixels alone."""
+        made = self.provenance
+        sides = made.tile_px * made.effective_mpp_x, made.tile_px * made.effective_mpp_y
+        return _one_side(self, sides, "um")
 
     @property
     def stride_px0(self) -> float:
-        return _one_side(self, (self.provenance.stride_px0_x, self.provenance.stride_px0_y))
+        sides = self.provenance.stride_px0_x, self.provenance.stride_px0_y
+        return _one_side(self, sides, "level-0 pixels")
 
     @property
     def mpp(self) -> float:
@@ -160,15 +168,17 @@ def reading(path: Path, tool: str) -> Iterator[None]:
         raise StoreError(f"{path}: no such file; name the folder in which {tool}'s files are")
     try:
         yield
-    except READ_FAILURES as error:
+    except HistomilError:
+        raise  # names the file already
+    except Exception as error:  # the files may hold anything, and fail this slide alone
         raise StoreError(f"{path}: cannot be read as {tool} writes it: {error!r}") from error
 
 
-def _one_side(slide: OutgoingSlide, sides: Pair) -> float:
-    """Tiles are square in micrometres, so that pixels that are not square make them oblong."""
+def _one_side(slide: OutgoingSlide, sides: Pair, unit: str) -> float:
+    """Pixels that are not square make tiles oblong, in level-0 pixels or in micrometres."""
     if max(sides) > 1.02 * min(sides):
         raise StoreError(
-            f"slide {slide.slide_id!r}: tiles of {sides[0]:g} x {sides[1]:g} level-0 pixels; other "
-            "tools know square ones alone, so that this slide cannot be exported"
+            f"slide {slide.slide_id!r}: tiles of {sides[0]:g} x {sides[1]:g} {unit}; other tools "
+            "know square ones alone, so that this slide cannot be exported"
         )
     return sum(sides) / 2

@@ -96,11 +96,13 @@ def _with_geometry(
         across, down = np.broadcast_to(attribute(places, "downsample"), 2).tolist()
         width, height = integers(places, "level_dim")
         found: NDArray[np.integer] = places[...]
+        size = (round(width * across), round(height * down))
     if coords is None:
         coords = found
-    elif len(coords) != len(found):
+    elif not np.array_equal(_sorted(coords), _sorted(found)):
+        others = "as many at other places" if len(coords) == len(found) else len(found)
         raise StoreError(
-            f"{path}: features of {len(coords)} tiles, {patches} has {len(found)}; they are of "
+            f"{path}: features of {len(coords)} tiles, {patches} has {others}; they are of "
             "different runs"
         )
     return ForeignTiles(
@@ -109,9 +111,13 @@ def _with_geometry(
         "px0",
         features,
         tile_px0=(patch_px * across, patch_px * down),
-        level0_size=(round(width * across), round(height * down)),
+        level0_size=size,
         read_level=level,
     )
+
+
+def _sorted(coords: NDArray[np.integer]) -> NDArray[np.integer]:
+    return coords[np.lexsort(coords.T)] if coords.ndim == 2 else coords
 
 
 def _tensor(path: Path) -> NDArray[np.floating]:

@@ -30,18 +30,20 @@ def export_features(
     `StoreError` before anything is written if any of the files exists, or a store is damaged.
     """
     tool = format_named(format)
-    slides = [
-        OutgoingSlide(open_store(store_path(features_dir, slide_id), limits), encoder)
-        for slide_id in slide_ids
-    ]
-    planned = [_planned(tool, target, slide) for slide in slides]
-    existing = [path for paths in planned for path in paths if path.exists()]
+
+    def opened(slide_id: str) -> OutgoingSlide:
+        return OutgoingSlide(open_store(store_path(features_dir, slide_id), limits), encoder)
+
+    # Opened twice, because all of an archive's slides at once would fill the memory.
+    planned = {slide_id: _planned(tool, target, opened(slide_id)) for slide_id in slide_ids}
+    paths = [path for of_slide in planned.values() for path in of_slide]
+    existing = [path for path in paths if path.exists()]
     if existing:
         raise StoreError(
             f"{existing[0]} and {len(existing) - 1} more of the files to be written exist; move "
             "them away, or name another folder"
         )
-    for slide in tqdm(slides, unit="slide", mininterval=2):
+    for slide in map(opened, tqdm(planned, unit="slide", mininterval=2)):
         if slide.left_out:
             _log.info(
                 "slide %r: %d tiles left out: unreadable, or beyond the limits",
@@ -49,7 +51,7 @@ def export_features(
                 slide.left_out,
             )
         tool.write(target, slide)
-    return [path for paths in planned for path in paths]
+    return paths
 
 
 def _planned(tool: Format, target: Path, slide: OutgoingSlide) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from preprocessing.errors import ConfigError, HistomilError, SlideError, StoreError
+from preprocessing.errors import ConfigError, HistomilError, StoreError
 from preprocessing.interchange.base import Format, GivenFacts
 from preprocessing.interchange.formats import format_named
 from preprocessing.interchange.incoming import store_contents
@@ -71,7 +71,8 @@ def _status(
         raise  # the same for every slide
     except HistomilError as error:
         seconds = time.perf_counter() - started
-        text = str(error) if isinstance(error, SlideError) else f"slide {row.slide_id!r}: {error}"
+        slide = f"slide {row.slide_id!r}: "
+        text = slide + str(error).removeprefix(slide)
         return SlideStatus(
             row.slide_id, "failed", 0, seconds, error=text, traceback=traceback.format_exc()
         )
@@ -86,6 +87,7 @@ def _beside(
     if not path.exists():
         return "done", contents
     store = open_store(path)
+    store.verify()  # or what is damaged would be written again, with checksums that fit
     differs = _difference(store, contents)
     if differs:
         raise StoreError(
@@ -97,6 +99,14 @@ def _beside(
             raise StoreError(
                 f"{path}: holds other features of encoder {encoder!r}; delete it, or import under "
                 "another name"
+            )
+        found, wanted = (
+            made.provenance.encoders[encoder].weight_digest for made in (store, contents)
+        )
+        if found != wanted:
+            raise StoreError(
+                f"{path}: its features of encoder {encoder!r} are of weights {found!r}, to be "
+                f"imported are those of {wanted!r}; delete it, or import under another name"
             )
         return "skipped", contents
     return "done", _joined(store, contents)

@@ -66,6 +66,11 @@ def store_contents(
 
 
 def _check_arrays(row: SlideRow, tiles: ForeignTiles) -> None:
+    for name, array in (("features", tiles.features), ("coordinates", tiles.coords)):
+        if array.dtype.kind not in "fiu":
+            raise StoreError(
+                f"{tiles.path}: {name} are {array.dtype}, expected numbers; make the file anew"
+            )
     coords, features = tiles.coords.shape, tiles.features.shape
     if len(features) != 2 or coords != (features[0], 2):
         raise StoreError(

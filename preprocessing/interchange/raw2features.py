@@ -10,6 +10,7 @@ Sides and steps are whole level-0 pixels there; what histomil does not know of a
 """
 
 import hashlib
+import operator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,19 +54,19 @@ class Raw2Features(Format):
             grid = _grid_of(path, model, given.grid)
             header = attributes(grid)[HEADER]
             about, patching = header["source"], header["patching"]
-            side, step = patching["level0_patch"], patching["level0_step"]
+            side, step = float(patching["level0_patch"]), float(patching["level0_step"])
             return ForeignTiles(
                 path,
                 values_at(grid, "coords"),
                 "px0" if attributes(array_at(grid, "coords")).get("units") == "level0_px" else None,
                 values_at(grid, f"features/{model}"),
-                tile_px=patching["patch_px"],
-                tile_mpp=patching["target_mpp"],
+                tile_px=operator.index(patching["patch_px"]),
+                tile_mpp=float(patching["target_mpp"]),
                 tile_px0=(side, side),
                 stride_px0=(step, step),
                 mpp=_mpp(about),
                 level0_size=_size(about),
-                read_level=patching["read_level"],
+                read_level=operator.index(patching["read_level"]),
                 tissue_fraction=_tissue(grid),
                 record=_record(header["models"].get(model, {})),
             )
@@ -113,7 +114,8 @@ def _size(about: dict[str, Any]) -> tuple[int, int] | None:
 def _tissue(grid: zarr.Group) -> NDArray[np.float32] | None:
     if "mask" not in grid or "grid_index" not in grid:
         return None
-    mask, index = values_at(grid, "mask"), values_at(grid, "grid_index")
+    mask = np.asarray(array_at(grid, "mask")[...])  # a chunk of no tissue may be left out
+    index = values_at(grid, "grid_index")
     return mask[index[:, 0], index[:, 1]].astype(np.float32) / np.float32(255)
 
 

@@ -59,6 +59,7 @@ class Wsidata(Format):
             features, tile_id = values_at(table, "X"), values_at(table, "obs/tile_id")
             boxes = _boxes(path / "shapes" / TILES / "shapes.parquet", tile_id)
             scale, mpp = float(spec["base_downsample"]), about.get("mpp")
+            requested = spec.get("mpp")
             height, width = about["shape"]
             return ForeignTiles(
                 path,
@@ -66,7 +67,7 @@ class Wsidata(Format):
                 "px0",
                 features,
                 tile_px=int(spec["width"]),
-                tile_mpp=spec.get("mpp"),
+                tile_mpp=None if requested is None else float(requested),
                 tile_px0=(spec["width"] * scale, spec["height"] * scale),
                 stride_px0=(spec["stride_width"] * scale, spec["stride_height"] * scale),
                 mpp=None if mpp is None else (float(mpp), float(mpp)),
@@ -109,7 +110,7 @@ _SHAPES = {
 def _bounds(about: dict[str, Any]) -> tuple[int, int, int, int] | None:
     """None where they are the whole slide, which wsidata writes for scans without bounds."""
     height, width = about["shape"]
-    x, y, across, down = about.get("bounds") or (0, 0, width, height)
+    x, y, across, down = map(int, about.get("bounds") or (0, 0, width, height))
     return None if (x, y, across, down) == (0, 0, width, height) else (x, y, across, down)
 
 

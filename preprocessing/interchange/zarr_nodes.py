@@ -34,7 +34,17 @@ def array_at(group: zarr.Group, key: str) -> "zarr.Array[Any]":
 
 
 def values_at(group: zarr.Group, key: str) -> NDArray[Any]:
-    return np.asarray(array_at(group, key)[...])
+    """All of an array. A lost chunk would read as zeros: only that of a single row may be absent,
+    which writers leave out where it is zero.
+    """
+    array = array_at(group, key)
+    lost = array.nchunks - array.nchunks_initialized
+    if lost > 0 and array.shape[0] > 1:
+        raise StoreError(
+            f"{group.store_path}: array {key!r} lacks {lost} of {array.nchunks} chunks; copy the "
+            "store again, or make it anew"
+        )
+    return np.asarray(array[...])
 
 
 def attributes(of: "zarr.Group | zarr.Array[Any]") -> dict[str, Any]:

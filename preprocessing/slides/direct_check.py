@@ -8,6 +8,7 @@ The first corner is whole in every level, and there the pixels must be identical
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import Self
@@ -103,15 +104,17 @@ def _compared(
     x = _Axis.of(x_px0 / level.downsample, width, end=level.size.width)
     y = _Axis.of(y_px0 / level.downsample, height, end=level.size.height)
     pixels = np.empty((y.read, x.read, 3), dtype=np.uint8)
+    before = set(direct.frames)
     for number in direct.index.under(x.first, y.first, Size(x.read, y.read)):
         frame = direct.frame_of(file, number)
         if frame is not None:
             direct.frames.add(frame)
-    if not direct.fill(file, pixels, x=x.first, y=y.first):
-        return None
-    try:
-        drawn = draw(level.index, x_px0, y_px0, Size(x.drawn, y.drawn))
-    except UnreadableSlide:
+    drawn = None
+    if direct.fill(file, pixels, x=x.first, y=y.first):
+        with suppress(UnreadableSlide):
+            drawn = draw(level.index, x_px0, y_px0, Size(x.drawn, y.drawn))
+    if drawn is None:
+        direct.frames = before
         return None
     expected = x.between(y.between(pixels.astype(np.float64), axis=0), axis=1)
     allowed = 0 if x.shift == y.shift == 0 else _ROUNDING

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil, floor
+from math import ceil, floor, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +27,8 @@ class Thumbnail:
     """(h, w, 3) RGB of the whole slide; one of its pixels is exactly `px0_per_px_x` by
     `px0_per_px_y` level-0 pixels, the last column and row are averages of what is left.
 
-    `unreadable` (h, w) marks what no level could give; there the picture is white.
+    `unreadable` (h, w) marks what no level could give; there the picture is white. Where pixels are
+    not square, `mpp` is the side of a square of their area.
     """
 
     rgb: NDArray[np.uint8]
@@ -52,7 +53,7 @@ class Thumbnail:
             np.asarray(lost) > 0,
             self.px0_per_px_x * x,
             self.px0_per_px_y * y,
-            self.mpp * max(x, y),
+            self.mpp * sqrt(x * y),
         )
 
 
@@ -95,7 +96,7 @@ def _reduced(slide: "Slide", level: Level, factor: int) -> Thumbnail:
         )
     rgb[unreadable] = 255
     scale = factor * level.downsample
-    mpp = max(slide.pyramid.mpp_x, slide.pyramid.mpp_y) * scale
+    mpp = sqrt(slide.pyramid.mpp_x * slide.pyramid.mpp_y) * scale  # of areas
     return Thumbnail(rgb, unreadable, scale, scale, mpp)
 
 

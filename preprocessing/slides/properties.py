@@ -56,6 +56,11 @@ _RULES = tuple((re.compile(key, re.ASCII), re.compile(value)) for key, value in 
 _SCANNERS_TAGS = ("tiff.Make", "tiff.Model")
 
 
+def stated_properties(properties: Mapping[str, str]) -> dict[str, str]:
+    """All of openslide's own. It lists names that are no UTF-8, but has no value for them."""
+    return {key: value for key in properties if (value := properties.get(key)) is not None}
+
+
 def kept_properties(properties: Mapping[str, str]) -> dict[str, str]:
     """Those of openslide's properties that say nothing about a person, sorted by key."""
     kept = {key: value for key, value in properties.items() if _may_stay(key, value)}

@@ -263,6 +263,8 @@ class _Span:
 def _span(start: float, read_px: float, tile_px: int, level_px: int) -> _Span:
     end = start + read_px
     whole = abs(start - round(start)) < _WHOLE_PX and abs(read_px - tile_px) < _WHOLE_PX
+    # Levels' sizes are rounded, downsamples means: what ends beyond a level is stretched a little.
+    whole = whole and round(start) + tile_px <= level_px
     if whole:
         return _Span(start, end, round(start), round(start) + tile_px, whole)
     margin = _BICUBIC_SUPPORT_PX * max(1.0, read_px / tile_px)
@@ -281,6 +283,7 @@ class _Spans(NamedTuple):
 def _spans(starts: NDArray[np.float64], read_px: float, tile_px: int, level_px: int) -> _Spans:
     near = np.rint(starts)
     whole = (np.abs(starts - near) < _WHOLE_PX) & (abs(read_px - tile_px) < _WHOLE_PX)
+    whole &= near + tile_px <= level_px
     margin = _BICUBIC_SUPPORT_PX * max(1.0, read_px / tile_px)
     first = np.where(whole, near, np.maximum(np.floor(starts - margin), 0))
     end = np.minimum(np.ceil(starts + read_px + margin), level_px)

@@ -6,6 +6,7 @@ which also has the last word wherever a stored tile is missing or damaged.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -24,13 +25,19 @@ from preprocessing.manifest import SlideRow
 from preprocessing.slides.direct import DirectLevel
 from preprocessing.slides.direct_check import WHOLE_PX
 from preprocessing.slides.direct_slide import DIRECT, MEGABYTE, DirectSlide
-from preprocessing.slides.mpp import find_mpp
+from preprocessing.slides.mpp import Mpp, find_mpp
 from preprocessing.slides.overviews import Thumbnail, make_overviews
-from preprocessing.slides.properties import bounds_px0, kept_properties, objective_power
+from preprocessing.slides.properties import (
+    bounds_px0,
+    kept_properties,
+    objective_power,
+    stated_properties,
+)
 from preprocessing.slides.tiff_file import StoredFile
 
 _FINGERPRINT_END_BYTES = 1 << 20
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 1 << 16
+_SAME_SHAPE = 1.01  # of a level and level 0; a far tile is then off by half of that hundredth
 _READING = ReadingConfig()
 
 
@@ -53,13 +60,13 @@ class Slide:
         self._drawn_tiles = openslide.OpenSlideCache(reading.cache_mb * MEGABYTE)
         self._handle = self._open()
         try:
-            properties = dict(self._handle.properties)
+            properties = stated_properties(self._handle.properties)
             self.vendor = properties.get("openslide.vendor", "unknown")
             self.properties = kept_properties(properties)
             self.objective_power = objective_power(properties)
             mpp = find_mpp(row, properties)
             self.mpp_source = mpp.source
-            self.pyramid = Pyramid(levels_of(self._handle), mpp.x, mpp.y)
+            self.pyramid = self._pyramid(mpp)
             self.bounds_px0 = bounds_px0(properties)
             self.fingerprint = _fingerprint(row.path, properties.get("openslide.quickhash-1", ""))
         except BaseException:
@@ -86,9 +93,13 @@ class Slide:
         return other
 
     def _open(self) -> openslide.OpenSlide:
-        if not self.path.exists():
+        # os.path's, as those of Path raise where a folder on the way may not be entered; opening a
+        # pipe would wait without end.
+        file_or_folder = os.path.isfile(self.path) or os.path.isdir(self.path)  # noqa: PTH112, PTH113
+        if not (file_or_folder and os.access(self.path, os.R_OK)):
             raise UnreadableSlide(
-                self.slide_id, f"no file at {self.path}; correct 'path' in the manifest"
+                self.slide_id,
+                f"no file at {self.path} that may be read; correct 'path' in the manifest",
             )
         try:
             # openslide.open_slide would fall back to a plain-image reader for any TIFF or PNG.
@@ -99,6 +110,14 @@ class Slide:
             ) from error
         handle.set_cache(self._drawn_tiles)
         return handle
+
+    def _pyramid(self, mpp: Mpp) -> Pyramid:
+        try:
+            return Pyramid(levels_of(self._handle), mpp.x, mpp.y)
+        except ValueError as error:
+            raise UnreadableSlide(
+                self.slide_id, f"{self.path}: its levels make no pyramid: {error}"
+            ) from error
 
     @property
     def reader(self) -> str:
@@ -190,8 +209,8 @@ class Slide:
             image = self._handle.read_region(corner, level, (size_px.width, size_px.height))
         except openslide.OpenSlideError as error:
             # After one error openslide refuses everything on this handle: a new one is needed.
-            self._handle.close()
-            self._handle = self._open()
+            broken, self._handle = self._handle, self._open()
+            broken.close()
             raise UnreadableSlide(
                 self.slide_id,
                 f"{self.path}: level {level}, {size_px.width} x {size_px.height} px at "
@@ -227,12 +246,27 @@ def open_slide(row: SlideRow, *, reading: ReadingConfig = _READING) -> Iterator[
 
 
 def levels_of(handle: openslide.OpenSlide) -> tuple[Level, ...]:
-    """The pyramid's rasters, level 0 first."""
+    """The pyramid's rasters, level 0 first. Raises `ValueError` where one cannot be a picture of
+    all of level 0: its downsample, openslide's mean of both axes, would then misplace every tile.
+    """
     sizes = zip(handle.level_dimensions, handle.level_downsamples, strict=True)
-    return tuple(
+    levels = tuple(
         Level(index, Size(width, height), downsample)
         for index, ((width, height), downsample) in enumerate(sizes)
     )
+    whole = levels[0].size
+    for level in levels:
+        width, height = level.size.width, level.size.height
+        # Vendors round sizes up or down to whole pixels.
+        too_wide = (width - 1) * whole.height > _SAME_SHAPE * (height + 1) * whole.width
+        too_high = (height - 1) * whole.width > _SAME_SHAPE * (width + 1) * whole.height
+        if too_wide or too_high:
+            raise ValueError(
+                f"level {level.index} of {width} x {height} px is {whole.width / width:.4g} times "
+                f"smaller than level 0 in width and {whole.height / height:.4g} times in height; "
+                "convert the slide again"
+            )
+    return levels
 
 
 def _fingerprint(path: Path, quickhash: str) -> str:

@@ -21,7 +21,7 @@ class StoredFile:
 
         None where no JPEG starts there, or the file ends before it does.
         """
-        if offset + length > self._bytes:
+        if not 0 <= offset <= offset + length <= self._bytes:
             return None
         stored = os.pread(self._file.fileno(), length, offset)
         if len(stored) < length or stored[: len(START)] != START:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
+import numpy as np
 import tifffile
 
 from preprocessing.geometry import Size
@@ -13,7 +14,11 @@ from preprocessing.slides.tiff_jpeg import stream_head
 
 _JPEG, _RGB, _YCBCR = 7, 2, 6
 _MULTIPLE_PX = 16  # TIFF asks it of a tile's sides; an eighth of it is then whole, too
-_DAMAGED = (tifffile.TiffFileError, ValueError, KeyError, IndexError, TypeError, struct.error)
+# What tifffile makes of damaged tags has any type, and what it raises is not one class.
+_DAMAGED = (
+    *(tifffile.TiffFileError, struct.error),
+    *(ValueError, LookupError, TypeError, AttributeError, OverflowError),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +78,10 @@ def _level(pages: Sequence[tifffile.TiffPage], size: Size) -> TileIndex | str:
     if head is None:
         return "JPEGTables hold more than tables"
     tile = Size(page.tilewidth, page.tilelength)
-    index = TileIndex(size, tile, page.dataoffsets, page.databytecounts, head, rgb)
+    listed = (page.dataoffsets, page.databytecounts)
+    # A damaged directory may hold text there, or numbers beyond any file.
+    offsets, byte_counts = (np.asarray(each, dtype=np.int64).tolist() for each in listed)
+    index = TileIndex(size, tile, offsets, byte_counts, head, rgb)
     tiles = index.across * index.down
     if not len(index.offsets) == len(index.byte_counts) == tiles:
         return f"{tiles} tiles expected, {len(index.offsets)} listed"

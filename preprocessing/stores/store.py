@@ -74,7 +74,10 @@ def features_key(encoder: str) -> str:
 
 
 def partial_stores(folder: Path, slide_id: str) -> list[Path]:
-    """What interrupted writers of this slide left behind; safe to delete when none is running."""
+    """What interrupted writers of this slide left behind.
+
+    Safe to delete when none is running and after `put_back`: the only whole store may be one.
+    """
     return sorted(folder.glob(f"{slide_id}.zarr.partial-*"))
 
 
@@ -102,6 +105,9 @@ def open_store(path: Path, limits: QualityConfig = _NO_LIMITS) -> "FeatureStore"
     `limits` say which of the readable tiles are `usable`.
     """
     provenance = _read_provenance(path)
+    name = provenance.slide_id
+    if store_path(path.parent, name) != path:
+        raise StoreError(f"{path}: holds slide {name!r}; give the folder its slide's name")
     tiles = open_array(path, "coords").shape[0]
     checksums = {}
     for key, (dtype, shape) in _schema(tiles, provenance).items():
@@ -162,7 +168,8 @@ class FeatureStore:
         """(N,) the tiles that could be read and are within the limits."""
         usable = ~self.read_error
         if self._limits != _NO_LIMITS:
-            usable[usable] = within(self.quality[usable], self._limits, str(self.path))
+            # Not `self.quality`, which would be kept: thousands of stores may be open.
+            usable[usable] = within(self._read("quality")[usable], self._limits, str(self.path))
         return usable
 
     @property
@@ -211,7 +218,7 @@ class FeatureStore:
 
 def _schema(tiles: int, provenance: Provenance) -> dict[str, tuple[str, tuple[int | None, ...]]]:
     """Key -> dtype and shape, None where any extent is right."""
-    fixed: dict[str, tuple[str, tuple[int | None, ...]]] = {
+    schema: dict[str, tuple[str, tuple[int | None, ...]]] = {
         "coords": ("int32", (tiles, 2)),
         "tissue_fraction": ("float32", (tiles,)),
         "read_error": ("bool", (tiles,)),
@@ -219,11 +226,9 @@ def _schema(tiles: int, provenance: Provenance) -> dict[str, tuple[str, tuple[in
         "thumbnail": ("uint8", (None, None, 3)),
         "tissue_mask": ("bool", (None, None)),
     }
-    per_encoder = {
-        features_key(name): ("float16", (tiles, record.dim))
-        for name, record in provenance.encoders.items()
-    }
-    return fixed | per_encoder
+    for name, record in provenance.encoders.items():
+        schema[features_key(name)] = ("float16", (tiles, record.dim))
+    return schema
 
 
 def _arrays_of(contents: SlideFeatures) -> dict[str, NDArray[Any]]:
@@ -274,11 +279,12 @@ def _read_provenance(path: Path) -> Provenance:
     try:
         root = json.loads((path / "zarr.json").read_bytes())
         kind = root["zarr_format"], root["node_type"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        record = (root.get("attributes") or {}).get(ATTRIBUTE)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise StoreError(f"{path}: expected a zarr v3 group, got {error!r}") from error
     if kind != (3, "group"):
         raise StoreError(f"{path}: expected a zarr v3 group, got {kind[1]!r} of version {kind[0]}")
-    return _provenance(path, (root.get("attributes") or {}).get(ATTRIBUTE))
+    return _provenance(path, record)
 
 
 def _provenance(path: Path, record: object) -> Provenance:

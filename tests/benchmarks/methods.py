@@ -42,6 +42,7 @@ METHODS: dict[str, MethodConfig] = {
     "transmil": TransmilConfig(**WIDTH),
     "acmil": AcmilConfig(**ATTENTION),
     "acmil_drop0": AcmilConfig(**ATTENTION, drop=0.0),
+    "acmil_top50": AcmilConfig(**ATTENTION, top_k=50, drop=0.9),
     "acmil_mha": AcmilMhaConfig(**WIDTH),
     "mhim": MhimConfig(**ATTENTION),
     "mhim_v2": MhimConfig(**ATTENTION, preset="v2"),

@@ -1,5 +1,6 @@
 """Features in memory or streamed: the same bits, in the memory that was asked for."""
 
+import shutil
 import weakref
 
 import numpy as np
@@ -243,3 +244,23 @@ def test_a_store_that_breaks_while_streamed_stops_the_training(folder, tmp_path)
     config = TrainConfig(epochs=1, device="cpu")
     with pytest.raises(StoreError, match=r"s5.*damaged store.*delete it and extract again"):
         train_method(model, task, (part, part), config=config, state_dir=tmp_path, run_id="x")
+
+
+@pytest.mark.parametrize("residence", ["memory", "stream"])
+def test_features_of_several_dims_under_one_name_are_refused(folder, residence):
+    write_features(folder, "s4", "s4", np.ones((3, DIM + 1)))
+    with pytest.raises(StoreError, match=r"slide 's4': .*'lite0' have 7 numbers .*'s0' 6; extract"):
+        load_features(folder, SLIDES, "lite0", residence)
+
+
+def test_another_slides_store_under_a_slides_name_is_not_trained_on(folder):
+    shutil.rmtree(store_path(folder, "s4"))
+    shutil.copytree(store_path(folder, "s5"), store_path(folder, "s4"))
+    with pytest.raises(StoreError, match=r"s4\.zarr: holds slide 's5'; give the folder its slide"):
+        load_features(folder, SLIDES, "lite0")
+
+
+def test_open_stores_of_a_cohort_with_limits_keep_no_quality_in_memory(folder):
+    store = open_store(store_path(folder, "s0"), QualityConfig(max_blank=0.5))
+    assert store.usable.all()
+    assert "quality" not in vars(store)

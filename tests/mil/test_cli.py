@@ -1,7 +1,10 @@
 """What the command line says; its stages are tested where they are written."""
 
 import argparse
+import errno
+import json
 import logging
+import os
 
 import pytest
 
@@ -50,3 +53,46 @@ def test_numexpr_does_not_count_its_threads_aloud():
     logging.getLogger("numexpr").setLevel(logging.NOTSET)
     main(["presets"])
     assert not logging.getLogger("numexpr.utils").isEnabledFor(logging.INFO)
+
+
+def test_what_the_system_refuses_is_told_in_a_line(tmp_path, capsys):
+    """Here a folder that cannot be made, because a file is in its place."""
+    (tmp_path / "out").write_text("a file")
+    (tmp_path / "slides.csv").write_text("slide_id,patient_id,path\ns1,p1,s1.svs\n")
+    (tmp_path / "clam").mkdir()
+    study = {"output": str(tmp_path / "out")}
+    study["preprocessing"] = {"manifest": str(tmp_path / "slides.csv"), "grid": {"mpp": 0.5}}
+    config = tmp_path / "study.yaml"
+    config.write_text(json.dumps(study))
+    command = ["import", "--config", str(config), "--format", "clam"]
+    assert main([*command, "--source", str(tmp_path / "clam")]) == 1
+    said = capsys.readouterr().err
+    assert f"histomil: [Errno 20] Not a directory: '{tmp_path}/out/features'; see that" in said
+    assert "Traceback" not in said
+
+
+def test_a_full_disk_is_told_with_the_slide_at_which_it_was(monkeypatch, capsys):
+    def full(_) -> int:
+        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        error.add_note("slide 's1'")
+        raise error
+
+    monkeypatch.setitem(cli.WITHOUT_STUDY, "presets", full)
+    assert main(["presets"]) == 1
+    said = capsys.readouterr().err
+    assert "No space left on device, slide 's1'; see that the disk has room" in said
+
+
+def test_an_error_of_a_library_keeps_its_traceback(monkeypatch):
+    def broken(_) -> int:
+        raise OSError("broken data stream")
+
+    monkeypatch.setitem(cli.WITHOUT_STUDY, "presets", broken)
+    with pytest.raises(OSError, match="broken data stream"):
+        main(["presets"])
+
+
+@pytest.mark.parametrize("what", ["store", "reader", "encode", "train"])
+def test_a_benchmark_of_no_turns_is_refused(what, capsys):
+    assert main(["bench", what, "--repeats", "0"]) == 2
+    assert "--repeats: expected 1 or more, got 0" in capsys.readouterr().err

@@ -175,6 +175,9 @@ def test_missing_file_and_bad_yaml(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match=r"bad\.yaml is not valid YAML"):
         load_study(tmp_path / "bad.yaml")
+    (tmp_path / "latin.yaml").write_bytes("label: Färbung".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.yaml is not UTF-8 text.*save it as UTF-8"):
+        load_study(tmp_path / "latin.yaml")
 
 
 def test_digest_follows_the_settings():

@@ -1,5 +1,6 @@
 """What Snakemake makes anew, and what it leaves, after a change of data, settings or results."""
 
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ Edit = Callable[[], object]
 def made(folder: Path, **mil) -> Path:
     """The YAML of a study whose slides are extracted already, with a covariate in the manifest."""
     tumour = {"aggregate": "max", "covariates": ["age"], "baselines": []}
+    tumour["truth"] = {"folder": str(folder / "truth")}
     tumour["target"] = {"name": "classification", "label": "y", "positive": "b"}
     given = {
         "tasks": {"tumour": tumour},
@@ -91,8 +93,29 @@ def test_training_runs_again_when_it_must_and_only_then(archive):
     assert "rule train:" in snakemake(study, member / "checkpoint.safetensors", "-n")
 
     snakemake(study, target, "--forcerun", "train")
+    check_outlines(study, archive)
     model = member / "checkpoint.safetensors"
     check_applied(archive, model)
+
+
+def check_outlines(study: Path, archive: Path) -> None:
+    """Other outlines of the truth are other figures of the maps."""
+    maps = archive / "out/heatmaps/tumour/abmil/predictions.csv"
+    outlines = archive / "truth" / "p0-1.geojson"
+    outlines.parent.mkdir()
+
+    def draw(side: int) -> None:
+        ring = [[0, 0], [side, 0], [side, side], [0, side], [0, 0]]
+        polygon = {"type": "Polygon", "coordinates": [ring]}
+        feature = {"type": "Feature", "properties": {}, "geometry": polygon}
+        collection = {"type": "FeatureCollection", "features": [feature]}
+        outlines.write_text(json.dumps(collection))
+
+    draw(150)
+    snakemake(study, maps)
+    assert "Nothing to be done" in snakemake(study, maps, "-n")
+    draw(250)
+    assert "rule heatmap:" in snakemake(study, maps, "-n")
 
 
 def check_applied(archive: Path, model: Path) -> None:

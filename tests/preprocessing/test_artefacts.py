@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.artefacts import whole_file, whole_folder
+from preprocessing.artefacts import put_back, whole_file, whole_folder
 
 
 @pytest.mark.parametrize("kind", [whole_file, whole_folder])
@@ -28,3 +28,32 @@ def test_contents_are_on_the_disk_before_they_take_the_name(tmp_path, monkeypatc
     expected = [("sync", name) for name in dict.fromkeys((inside.name, partial.name))]
     assert events == [*expected, ("rename", partial.name)]
     assert [entry.name for entry in tmp_path.iterdir()] == ["made.json"]
+
+
+def make_folder(path, text):
+    with whole_folder(path) as partial:
+        partial.mkdir()
+        (partial / "inside").write_text(text)
+
+
+def test_a_folder_is_put_back_that_was_taken_away_for_one_that_never_came(tmp_path, monkeypatch):
+    path = tmp_path / "a.zarr"
+    make_folder(path, "old")
+    replace = Path.replace
+
+    def killed(entry, target):
+        if target == path:
+            raise KeyboardInterrupt
+        return replace(entry, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_folder(path, "new")
+    assert not path.exists()
+    put_back(path)
+    assert (path / "inside").read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
+    (tmp_path / "a.zarr.partial-1-old").mkdir()  # a kill after both renames
+    put_back(path)
+    assert (path / "inside").read_text() == "old"

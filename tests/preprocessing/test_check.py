@@ -113,9 +113,16 @@ def test_leftovers_and_strangers(folder):
     (folder / "s0.zarr.partial-12").mkdir()
     (folder / "shards" / ".0.partial-12.json").write_text("")
     (folder / "packs" / "lite0.partial-12").mkdir()
+    (folder / "previews").mkdir(exist_ok=True)
+    (folder / "previews" / ".s0.partial-12.png").write_text("")
     found = problems(folder)
-    assert len(found) == 4
-    for name in ("s0.zarr.partial-12", ".0.partial-12.json", "packs/lite0.partial-12"):
+    assert len(found) == 5
+    for name in (
+        "s0.zarr.partial-12",
+        ".0.partial-12.json",
+        "packs/lite0.partial-12",
+        "previews/.s0.partial-12.png",
+    ):
         assert any(f"{name}: left by a run that was interrupted" in line for line in found)
     assert any("gone.zarr: of no slide of the manifest; delete it" in line for line in found)
 

@@ -6,6 +6,7 @@ import numpy as np
 import openslide
 import pytest
 import simplejpeg
+import tifffile
 from tiff_files import YCBCR, damage_tile, texture
 
 from preprocessing.bench.reader_slides import Storage, write_svs
@@ -153,3 +154,25 @@ def test_a_damaged_tile_that_coincides_with_a_stored_one(path, tmp_path):
     np.testing.assert_array_equal(batch.readable, [True, False, True])
     assert not batch.tiles[1].any()
     assert batch.tiles[[0, 2]].any(axis=(1, 2, 3)).all()
+
+
+def test_a_tile_that_ends_beyond_a_level_of_rounded_size(tmp_path):
+    """A downsample is the mean of both axes': of 1616 px there are then 402 at a level of 400."""
+    path = tmp_path / "s.svs"
+    with tifffile.TiffWriter(path) as tiff:
+        for size in ((1600, 1616), (400, 400)):
+            about = "Aperio Image Library\r\n|AppMag = 20|MPP = 0.5"
+            how = {"tile": (16, 16), "compression": "jpeg", "description": about, "metadata": None}
+            tiff.write(texture(*size), photometric="rgb", **how)
+    coords = np.array([[201, 1407], [201, 201]], dtype=np.int32)
+    tiles = []
+    for reading in (ReadingConfig(), ReadingConfig(direct=False)):
+        with Slide(SlideRow("s", "p", path), reading=reading) as slide:
+            geometry = plan_tiles(slide.pyramid, mpp=0.5 * 4.02, tile_px=51)
+            assert (geometry.level, geometry.read_px_y) == (1, pytest.approx(51))
+            assert coords.max() + geometry.tile_px0_y < slide.pyramid.size_px0.height
+            (batch,) = read_batches([slide], coords, geometry, batch_size=2)
+            assert batch.readable.all()
+            tiles.append(batch.tiles[np.argsort(batch.rows)])
+    np.testing.assert_array_equal(tiles[0][1], tiles[1][1])
+    assert np.abs(tiles[0][0].astype(int) - tiles[1][0]).mean() < 4  # openslide's start is rounded

@@ -15,6 +15,7 @@ from preprocessing.errors import UnreadableSlide
 from preprocessing.geometry import Size
 from preprocessing.manifest import SlideRow
 from preprocessing.slides.slide import Slide
+from preprocessing.slides.tiff_file import StoredFile
 
 STORAGES = [pytest.param(YCBCR, id="ycbcr"), pytest.param(RGB, id="rgb")]
 SIDE = 384  # whole tiles of 64 and of 48 pixels
@@ -213,3 +214,35 @@ def test_a_file_whose_directories_are_damaged(tmp_path, monkeypatch):
         assert slide.reader == (
             "openslide: its TIFF directories cannot be read: no end of directories"
         )
+
+
+@pytest.mark.parametrize("tag", ["JPEGTables", "TileByteCounts", "TileOffsets"])
+def test_tags_of_another_type_leave_the_slide_to_openslide(tmp_path, tag):
+    """Short numbers or text where bytes or long numbers belong."""
+    path = make_svs(tmp_path, YCBCR, factors=(1, 2))
+    with stored_tile(path, col=0, row=0) as (page, _):
+        offset = page.tags[tag].offset
+    with path.open("r+b") as file:
+        file.seek(offset + 2)
+        file.write(bytes([3 if tag == "JPEGTables" else 1, 0]))
+    with opened(path) as slide:
+        assert "openslide: its TIFF directories cannot be read: " in slide.reader
+
+
+def test_numbers_below_zero_lead_nowhere(tmp_path):
+    path = make_svs(tmp_path, YCBCR)
+    file = StoredFile(path)
+    assert file.stream(-4, 20, b"") is None
+    assert file.stream(8, -4, b"") is None
+    file.close()
+
+
+def test_what_stands_beside_a_damaged_tile_was_not_compared(tmp_path):
+    """4:4:4 among 4:2:0, in the first corner, which could not be read as a whole."""
+    path = make_svs(tmp_path, YCBCR)
+    damage_tile(path, col=0, row=0)
+    replace_tile(path, jpeg(64, quality=5, subsampling="444"), col=1, row=0)
+    with opened(path) as slide:
+        assert slide.reader.startswith("direct")
+        assert slide.read_direct(0, 64, 0, SMALL) is None
+        assert_as_openslide(slide, (64, 0))

@@ -160,10 +160,15 @@ class Killed(t.FakeEncoder):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().features(pixels)
 
-if {while_writing}:  # everything is on the disk, only the final name is missing
-    Path.replace = Path.rename = os.replace = os.rename = lambda *_: os.kill(
-        os.getpid(), signal.SIGKILL
-    )
+replace = Path.replace
+
+def killed(path, target):
+    if target.suffix == ".zarr":  # everything is on the disk, only the final name is missing
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(path, target)
+
+if {while_writing}:
+    Path.replace = killed
 folder = Path({folder!r})
 rows = [SlideRow(n, "patient-" + n, folder / (n + ".tif")) for n in "ab"]
 encode_shard(rows, t.CONFIG, folder / "out", encoder=t.lazy(Killed()))

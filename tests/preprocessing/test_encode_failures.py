@@ -174,3 +174,20 @@ def test_failing_encoder_stops_the_shard_and_names_the_slide(rows, tmp_path):
     with pytest.raises(RuntimeError, match="out of memory") as caught:
         encode_shard(rows, CONFIG, tmp_path, encoder=lazy(OutOfMemory()))
     assert caught.value.__notes__ == ["slide 'a'"]
+
+
+def test_a_slide_whose_preview_failed_has_one_after_the_next_run(rows, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("preprocessing.extraction.encode.write_preview", input_output_error)
+        with pytest.raises(OSError, match="Input/output error"):
+            encode_shard(rows, CONFIG, tmp_path, encoder=lazy())
+    encode_shard(rows, CONFIG, tmp_path, encoder=lazy())
+    assert sorted(p.name for p in (tmp_path / "previews").iterdir()) == ["a.png", "b.png"]
+
+
+def test_a_path_that_the_system_refuses_fails_alone(rows, tmp_path):
+    """As one in a folder without permission would."""
+    bad = SlideRow("far", "p", tmp_path / ("n" * 300 + ".tif"))
+    statuses = encode_shard([bad, rows[0]], CONFIG, tmp_path / "out", encoder=lazy())
+    assert [status.status for status in statuses] == ["failed", "done"]
+    assert "slide 'far'" in statuses[0].error

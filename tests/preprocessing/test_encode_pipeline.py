@@ -186,6 +186,7 @@ class TestFailure:
             ("extract.read_batches", after(0, BUG)),
             ("extract.read_batches", after(3, BUG)),
             ("extract.tile_quality", fails(BUG)),
+            ("extract.Encoding.drain", fails(BUG)),
             ("encode.write_store", fails(FULL)),
             ("encode.write_preview", fails(FULL)),
             ("jobs.Slide.another", fails(BUG)),

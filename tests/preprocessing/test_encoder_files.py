@@ -1,4 +1,6 @@
+import argparse
 import hashlib
+import pickle
 import re
 import warnings
 from dataclasses import replace
@@ -104,6 +106,25 @@ class TestFiles:
             EncoderUnavailable,
             match=r"GPFM\.pth is no checkpoint of test_vit: 80 tensors.*first blocks\.0",
         ):
+            hub.load_file(spec)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "cause"),
+        [
+            ("cut.safetensors", b"\x40" + bytes(7) + b"{", "SafetensorError"),
+            ("empty.pth", b"", "EOFError"),
+            ("objects.pth", pickle.dumps(argparse.Namespace(lr=1), protocol=2), "UnpicklingError"),
+        ],
+        ids=["cut", "empty", "objects"],
+    )
+    def test_a_file_that_is_no_checkpoint_says_what_to_do(
+        self, tmp_path, monkeypatch, name, content, cause
+    ):
+        (tmp_path / name).write_bytes(content)
+        monkeypatch.setattr(hub, "_silence_of_hub", lambda: None)
+        monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: str(tmp_path / name))
+        spec = replace(REGISTRY["gpfm"], architecture="test_vit", architecture_kwargs={})
+        with pytest.raises(EncoderUnavailable, match=f"(?s){cause}.*What to do"):
             hub.load_file(spec)
 
 

@@ -168,6 +168,17 @@ class TestTransformers:
         assert transformers.asked == [("some/model", False, {})]
         assert (encoder.dim, encoder.spec.mean) == (10, (0.5, 0.4, 0.3))
 
+    @pytest.mark.parametrize("failure", [ImportError, AttributeError, TypeError])
+    def test_foreign_code_that_does_not_run_here_says_what_to_do(
+        self, dead_hub, transformers, monkeypatch, failure
+    ):
+        def failing(*_, **__):
+            raise failure("needs another version")
+
+        monkeypatch.setattr(transformers.AutoModel, "from_pretrained", failing)
+        with pytest.raises(EncoderUnavailable, match=r"'hibou-l'.*another version\. What to do"):
+            load_encoder(EncoderConfig(name="hibou-l", device="cpu"))
+
     def test_an_encoder_inside_another_model(self, dead_hub, transformers):
         encoder = load_encoder(EncoderConfig(name="conch-v1.5", device="cpu"))
         assert encoded(encoder, tiles_of(2, 448)).shape == (2, 768)

@@ -221,6 +221,12 @@ class TestPooling:
         expected = (self.tokens[:, 5] + self.tokens[:, 6]) / 2
         assert torch.equal(found, torch.cat([self.tokens[:, 0], expected], dim=1))
 
+    def test_registers_of_transformers_are_left_out_too(self):
+        module = nn.Identity()
+        module.config = types.SimpleNamespace(num_register_tokens=4)
+        found = pooled(self.tokens, "cls+mean", network=module)
+        assert torch.equal(found[:, 4:], self.tokens[:, 5:].mean(dim=1))
+
     def test_map_mean_takes_the_last_map(self):
         maps = [torch.zeros(2, 3, 8, 8), torch.full((2, 6, 4, 4), 2.0)]
         assert torch.equal(pooled(maps, "map mean", network=nn.Identity()), torch.full((2, 6), 2.0))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import archive_files as files
 import pytest
+import tifffile
 from tiff_files import damage_tile, write_tiff
 
 from preprocessing.errors import ConfigError, ManifestError
@@ -100,6 +101,15 @@ class TestOneSlide:
             assert "copy it again" in report.problem, (share, report.problem)
             seen.add(report.state)
         assert seen == {"unreadable", "damaged"}
+
+    def test_a_level_of_another_shape(self, tmp_path):
+        path = tmp_path / "x.tif"
+        with tifffile.TiffWriter(path) as tiff:
+            for n, image in enumerate((IMAGE, IMAGE[:192, :384])):
+                tiff.write(image, tile=(64, 64), subfiletype=n, metadata=None)
+        report = only(inspect_archive([path]))
+        assert report.state == "unreadable"
+        assert "level 1 of 384 x 192 px is 2 times smaller than level 0 in width" in report.problem
 
     def test_no_error_gets_out(self, tmp_path, monkeypatch):
         path = write_tiff(tmp_path / "x.tif", IMAGE)
@@ -237,6 +247,26 @@ class TestCommand:
         assert "fill in column mpp of 1 slide(s)" in warned
         with pytest.raises(ConfigError, match="holds a manifest already"):
             run_inspect([manifest], manifest=tmp_path / "again.csv")
+
+    def test_files_are_written_whoever_closes_the_output(self, tmp_path, monkeypatch):
+        """`histomil inspect archive --csv table.csv | head`, after hours."""
+        write_tiff(tmp_path / "x.tif", IMAGE)
+        table, manifest = tmp_path / "all.csv", tmp_path / "slides.csv"
+
+        def close(_):
+            raise BrokenPipeError(32, "Broken pipe")
+
+        monkeypatch.setattr("sys.stdout.write", close)
+        with pytest.raises(BrokenPipeError):
+            run_inspect([tmp_path / "x.tif"], csv=table, manifest=manifest)
+        assert table.exists()
+        assert manifest.exists()
+
+    def test_the_table_is_shown_whatever_becomes_of_the_files(self, tmp_path, capsys):
+        write_tiff(tmp_path / "x.tif", IMAGE)
+        with pytest.raises(OSError, match=r"x\.tif"):
+            run_inspect([tmp_path], csv=tmp_path / "x.tif" / "all.csv")
+        assert "1 ready" in capsys.readouterr().out
 
     def test_manifest_of_nothing_is_not_written(self, tmp_path, caplog):
         (tmp_path / "x.svs").touch()

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from tiff_files import write_tiff
 
 from preprocessing.errors import ManifestError
-from preprocessing.inspection.archive import inspect_archive
+from preprocessing.inspection.archive import inspect_archive, run_inspect
 from preprocessing.inspection.dicom_series import series_uid
 from preprocessing.inspection.examination import examine
 from preprocessing.inspection.paths import find_candidates
+from preprocessing.manifest import read_manifest
 
 IMAGE = files.tissue()
 
@@ -62,6 +63,35 @@ class TestWhichFiles:
         report = only(inspect_archive([tmp_path]))
         assert (report.path, report.state) == (tmp_path, "unreadable")
         assert report.problem == "cannot be listed: Permission denied"
+
+    @pytest.mark.parametrize("name", ["x.svs", "x.dcm"])
+    def test_a_pipe_is_not_waited_for(self, tmp_path, name):
+        os.mkfifo(tmp_path / name)
+        table = tmp_path / "slides.csv"
+        table.write_text(f"slide_id,patient_id,path\nours,p,{name}\n")
+        for path in (tmp_path, tmp_path / name, table):
+            report = only(inspect_archive([path]))
+            assert (report.state, report.problem) == ("unreadable", "neither a file nor a folder")
+
+    def test_a_name_that_no_manifest_can_hold(self, tmp_path):
+        write_tiff(Path(os.fsdecode(os.fsencode(tmp_path) + b"/F\xe4rbung.tif")), IMAGE)
+        report = only(inspect_archive([tmp_path]))
+        assert (report.slide_id, report.state) == ("F_rbung", "unreadable")
+        assert report.problem == "its name is not UTF-8, as a manifest has to be: rename it"
+
+    def test_names_of_any_bytes_and_blanks(self, tmp_path):
+        odd = tmp_path / os.fsdecode(b"\xff.tif")
+        for path in (odd, tmp_path / " x .tif"):
+            write_tiff(path, IMAGE)
+        table, manifest = tmp_path / "all.csv", tmp_path / "slides.csv"
+        run_inspect([tmp_path], csv=table, manifest=manifest, patient_is_slide=True)
+        assert r"\udcff.tif," in table.read_text()
+        assert [row.path for row in read_manifest(manifest)] == [tmp_path / " x .tif"]
+
+    def test_a_path_that_the_system_refuses(self, tmp_path):
+        report = only(inspect_archive([tmp_path / ("x" * 300 + ".svs")]))
+        assert report.state == "unreadable"
+        assert "File name too long" in report.problem
 
     def test_manifest_keeps_ids_and_overrides(self, tmp_path):
         write_tiff(tmp_path / "x.tif", IMAGE, mpp=None)

@@ -261,8 +261,9 @@ def test_a_second_encoder_joins_the_store_of_the_same_tiles(tmp_path):
     assert (again.status, again.tiles) == ("skipped", 12)
     (other,) = imported("clam", tmp_path / "conch", out)
     assert "holds other features of encoder 'uni'; delete it, or import under" in other.error
-    with h5py.File(tmp_path / "uni" / "h5_files" / "s1.h5", "r+") as file:
-        file["coords"][0, 0] += 1
+    for part in ("h5_files", "patches"):
+        with h5py.File(tmp_path / "uni" / part / "s1.h5", "r+") as file:
+            file["coords"][0, 0] += 1
     (moved,) = imported("clam", tmp_path / "uni", out, encoder="third")
     assert "there is a store of other tiles, its coordinates differ" in moved.error
     assert set(open_store(store_path(out, "s1")).encoders) == {"uni", "conch"}

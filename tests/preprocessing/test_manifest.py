@@ -61,6 +61,9 @@ AXES = "slide_id,patient_id,path,mpp,mpp_x,mpp_y"
             r"missing column\(s\) patient_id; found slide_id, patient, path",
         ),
         (["slide_id,patient_id,path,path"], r"column\(s\) path appear more than once"),
+        (["slide_id,patient_id,path,MPP"], "column 'MPP' would be passed over; write 'mpp'"),
+        ([AXES.replace("mpp_y", "mpp_Y")], "column 'mpp_Y' would be passed over; write 'mpp_y'"),
+        ([HEADER, "s1,P1,a\0.svs,"], r"line 2: path 'a\\x00\.svs' cannot be that of a file"),
         ([HEADER], "at least one slide"),
         ([HEADER, "s1,,a.svs,"], "line 2: patient_id is empty"),
         ([HEADER, ",P1,a.svs,"], "line 2: slide_id is empty"),
@@ -94,6 +97,28 @@ def test_every_mistake_is_named(tmp_path, lines, message):
 def test_a_missing_manifest_says_what_one_is(tmp_path):
     with pytest.raises(ManifestError, match=r"none\.csv: no such file.*slide_id, patient_id, path"):
         read_manifest(tmp_path / "none.csv")
+
+
+def test_a_manifest_that_may_not_be_read(tmp_path, monkeypatch):
+    path = manifest(tmp_path, HEADER, "s1,P1,a.svs,")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    for asked in ("is_file", "open"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, asked, refuse)
+            with pytest.raises(
+                ManifestError, match=r"slides\.csv: cannot be read: Permission denied"
+            ):
+                read_manifest(path)
+
+
+def test_a_circle_of_links_is_not_the_manifests_error(tmp_path):
+    (tmp_path / "a.svs").symlink_to("b.svs")
+    (tmp_path / "b.svs").symlink_to("a.svs")
+    (row,) = read_manifest(manifest(tmp_path, HEADER, "s1,P1,a.svs,"))
+    assert row.path == tmp_path / "a.svs"
 
 
 def test_another_encoding_is_refused(tmp_path):

@@ -181,6 +181,20 @@ def test_areas_of_every_form_are_read_and_what_else_there_is_is_counted(tmp_path
         '[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, "NaN"], '
         "[1, 1], [2, 0]]]}}]",
         '[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[]]}}]',
+        "[" * 100_000,
+        *(
+            json.dumps({"type": "Feature", "geometry": {"type": "Polygon", "coordinates": rings}})
+            for rings in (
+                [[[0], [1], [2]]],
+                [[[[0, 0], [1, 0], [1, 1]]]],
+                [[[10**400, 0], [1, 0], [1, 1]]],
+                [[[-1e308, 0], [1e308, 0], [1e308, 1e308]]],
+            )
+        ),
+        *(
+            json.dumps(feature(classification=name))
+            for name in (5, ["Tumor"], {"name": 5}, {"name": ["Tumor"]})
+        ),
     ],
 )
 def test_what_is_no_geojson_of_qupath_is_refused_with_its_path(tmp_path, content):
@@ -188,3 +202,12 @@ def test_what_is_no_geojson_of_qupath_is_refused_with_its_path(tmp_path, content
     path.write_text(content)
     with pytest.raises(StoreError, match=r"s\.geojson: expected annotations as QuPath exports"):
         read_annotations(path)
+
+
+@pytest.mark.parametrize("read", [read_annotations, read_outlines])
+def test_a_file_of_another_encoding_is_not_repeated_in_the_message(tmp_path, read):
+    path = tmp_path / "s.geojson"
+    path.write_bytes("Läsion".encode("latin-1") * 10_000)
+    with pytest.raises(StoreError, match="can't decode byte 0xe4 in position 1") as caught:
+        read(path)
+    assert len(str(caught.value)) < 1000

@@ -165,7 +165,7 @@ def test_other_weights_and_nothing_to_pack_are_refused(folder):
 
 def test_a_killed_run_leaves_a_partial_name_that_the_next_one_removes(folder):
     script = (
-        "import os, sys, pathlib, preprocessing.pack as packs\n"
+        "import os, sys, pathlib, preprocessing.stores.pack as packs\n"
         "from preprocessing.config import QualityConfig\n"
         "packs.PackedSlide = lambda **_: os.kill(os.getpid(), 9)\n"
         "folder = pathlib.Path(sys.argv[1])\n"

@@ -59,3 +59,10 @@ def test_limits_and_caches_change_no_shard_and_ways_to_read_do(config):
         assert plan_shards(config.model_copy(update=same)) == before
     other = config.model_copy(update={"reading": ReadingConfig(scaled_decoding=False)})
     assert plan_shards(other)[0].settings != before[0].settings
+
+
+def test_a_path_that_the_system_refuses_is_no_input(config, tmp_path):
+    """As one in a folder without permission would be."""
+    far = "n" * 300 + ".svs"
+    (tmp_path / "slides.csv").write_text(f"slide_id,patient_id,path\na,p,a.svs\nb,q,{far}\n")
+    assert [shard.files for shard in plan_shards(config)] == [[str(tmp_path / "a.svs")], []]

@@ -19,6 +19,7 @@ from preprocessing.manifest import SlideRow
 from preprocessing.outlines import write_outlines
 from preprocessing.slides.slide import Slide, open_slide
 from preprocessing.stores.store import SlideFeatures
+from preprocessing.tissue.masks import read_mask
 from preprocessing.tissue.regions import tissue_digest
 
 SIDE_PX, TILE_PX = 2048, 64
@@ -234,3 +235,21 @@ def test_a_level_that_serves_both_overviews_is_read_once(tmp_path, mpp, longest_
         height, width = picture.unreadable.shape
         assert 2500 <= width * picture.px0_per_px_x < 2500 + view.px0_per_px_x
         assert 1100 <= height * picture.px0_per_px_y < 1100 + view.px0_per_px_y
+
+
+def test_a_mask_that_changes_while_it_is_used_is_used_again_by_the_next_run(tmp_path, monkeypatch):
+    path, config = slide_file(tmp_path / "s.tif"), TissueConfig(masks=tmp_path)
+    mask, changed = tmp_path / "s.png", tmp_path / "changed.png"
+    white = Image.new("L", (SIDE_PX // 8, SIDE_PX // 8), 255)
+    white.save(mask)
+    white.rotate(45).save(changed)
+
+    def used(*args, **kwargs):
+        tissue = read_mask(*args, **kwargs)
+        changed.replace(mask)
+        return tissue
+
+    monkeypatch.setattr("preprocessing.extraction.prepare.read_mask", used)
+    made = prepare(path, tissue=config)
+    assert made.tissue_mask.all()
+    assert made.provenance.tissue_digest != tissue_digest(row_of(path), config)

@@ -67,6 +67,9 @@ def test_absent_or_foreign_process_list(tmp_path):
     (tmp_path / "process_list.csv").write_text("slide_id,status\na,perhaps\n")
     with pytest.raises(ManifestError, match="is not a process list"):
         read_process_list(tmp_path)
+    (tmp_path / "process_list.csv").write_text("slide_id,status\na," + "x" * 200_000)
+    with pytest.raises(ManifestError, match=r"is not a process list.*field larger"):
+        read_process_list(tmp_path)
 
 
 def test_only_the_shard_whose_rows_changed_has_new_settings(tmp_path):

@@ -1,11 +1,15 @@
 import json
 
+import numpy as np
 import openslide
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocessing.slides.properties import kept_properties, objective_power
+from preprocessing.manifest import SlideRow
+from preprocessing.slides.properties import kept_properties, objective_power, stated_properties
+from preprocessing.slides.slide import Slide
 
 APERIO = {
     "openslide.vendor": "aperio",
@@ -158,3 +162,17 @@ def test_real_files(shared, name, power, model):
 def test_objective_power(text, power):
     assert objective_power({"openslide.objective-power": text}) == power
     assert objective_power({}) is None
+
+
+def test_names_without_a_value_are_passed_over(tmp_path):
+    """openslide lists a name of other letters than UTF-8's, and then knows no such name."""
+    path = tmp_path / "s.svs"
+    described = "Aperio Image Library v1\r\n|AppMag = 20|MPP = 0.5|Färbung = HE|X = 1"
+    image = np.zeros((256, 256, 3), dtype=np.uint8)
+    latin = described.encode("latin-1")
+    tifffile.imwrite(path, image, tile=(256, 256), description=latin, metadata=None)
+    with openslide.OpenSlide(path) as handle:
+        assert len(set(handle.properties)) > len(stated := stated_properties(handle.properties))
+    assert (stated["aperio.MPP"], stated["aperio.X"]) == ("0.5", "1")
+    with Slide(SlideRow("s", "p", path)) as slide:
+        assert slide.properties["aperio.AppMag"] == "20"

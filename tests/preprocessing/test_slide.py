@@ -220,6 +220,16 @@ def test_overview_is_coarser_than_asked_only_if_the_slide_is(tmp_path):
         assert view.mpp == pytest.approx(9)
 
 
+@pytest.mark.parametrize("mpp", [(1.0, 2.0), (2.0, 1.0)])
+def test_areas_on_an_overview_are_those_of_the_slide_where_pixels_are_not_square(tmp_path, mpp):
+    path = write_tiff(tmp_path / "s.tif", noise(300, 200), mpp=mpp)
+    with open_slide(row_of(path)) as slide:
+        view, shown = slide.overviews(mpp=4.0, longest_px=100)
+    for picture in (view, shown):
+        pixels = picture.rgb.shape[0] * picture.rgb.shape[1]
+        assert pixels * picture.mpp**2 == pytest.approx(300 * 200 * 2, rel=1e-3)
+
+
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 50))
 def test_a_smaller_thumbnail_covers_the_same_slide(width, height, longest_px):
     rgb = noise(width, height)
@@ -229,7 +239,7 @@ def test_a_smaller_thumbnail_covers_the_same_slide(width, height, longest_px):
     assert max(rows, cols) == min(longest_px, max(width, height))
     covered_px0 = (cols * small.px0_per_px_x, rows * small.px0_per_px_y)
     assert covered_px0 == pytest.approx((width * 3, height * 3))
-    assert small.mpp == pytest.approx(max(small.px0_per_px_x, small.px0_per_px_y) / 2)
+    assert small.mpp == pytest.approx((small.px0_per_px_x * small.px0_per_px_y) ** 0.5 / 2)
     assert small.unreadable.any() == lost.any()
 
 

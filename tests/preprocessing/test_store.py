@@ -346,7 +346,8 @@ def test_foreign_and_absent_folders_are_refused(tmp_path):
     with pytest.raises(StoreError, match="no attribute 'histomil'"):
         open_store(tmp_path / "other.zarr")
     path = write_store(tmp_path, contents())
-    for text in ("{", "[]", "{}", '{"zarr_format": 2, "node_type": "group"}'):
+    foreign = '{"zarr_format": 3, "node_type": "group", "attributes": [1]}'
+    for text in ("{", "[]", "{}", '{"zarr_format": 2, "node_type": "group"}', foreign):
         (path / "zarr.json").write_text(text)
         with pytest.raises(StoreError, match="expected a zarr v3 group"):
             open_store(path)
