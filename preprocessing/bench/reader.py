@@ -152,7 +152,7 @@ def as_table(bench: ReaderBench) -> str:
 def _contests(row: SlideRow, repeats: int, *, everywhere: bool) -> list[Contest]:
     """At the slide's own resolution and at half of it."""
     with Slide(row) as slide:
-        mask = _everywhere(slide.pyramid) if everywhere else _tissue(slide)
+        mask = whole_slide(slide.pyramid) if everywhere else tissue_of(slide)
         plans = {
             name: plan_tiles(
                 slide.pyramid,
@@ -161,7 +161,7 @@ def _contests(row: SlideRow, repeats: int, *, everywhere: bool) -> list[Contest]
             )
             for name, factor in _TIMES_COARSER.items()
         }
-        coords = {name: _coords(slide, plan, mask) for name, plan in plans.items()}
+        coords = {name: corners_px0(slide, plan, mask) for name, plan in plans.items()}
     return [
         _contest(row, name, plans[name], coords[name], repeats)
         for name in _TIMES_COARSER
@@ -169,12 +169,12 @@ def _contests(row: SlideRow, repeats: int, *, everywhere: bool) -> list[Contest]
     ]
 
 
-def _everywhere(pyramid: Pyramid) -> TissueMask:
+def whole_slide(pyramid: Pyramid) -> TissueMask:
     size = pyramid.size_px0
     return TissueMask(np.ones((1, 1), dtype=bool), size.width, size.height)
 
 
-def _tissue(slide: Slide) -> TissueMask:
+def tissue_of(slide: Slide) -> TissueMask:
     config = TissueConfig()
     view, _ = slide.overviews(mpp=config.mask_mpp, longest_px=1024)
     return find_tissue(
@@ -186,7 +186,7 @@ def _tissue(slide: Slide) -> TissueMask:
     )
 
 
-def _coords(slide: Slide, geometry: TileGeometry, mask: TissueMask) -> NDArray[np.int32]:
+def corners_px0(slide: Slide, geometry: TileGeometry, mask: TissueMask) -> NDArray[np.int32]:
     """Tiles of tissue; where there are many, those of the rows in the middle."""
     tiles = make_grid(
         slide.pyramid.size_px0, geometry, mask, min_tissue=0.25, bounds_px0=slide.bounds_px0
@@ -212,9 +212,9 @@ def _contest(
             "openslide": lambda: _openslides(row.path, geometry, coords_px0),
         }
         if slide.stored_tile(geometry.level) is not None:
-            streams, tile = _streams(slide, geometry, coords_px0)
+            streams, tile = stored_streams(slide, geometry, coords_px0)
             smaller = Size(tile.width // scale, tile.height // scale)
-            sides["limit"] = lambda: _decoding(streams, smaller)
+            sides["limit"] = lambda: decoding_seconds(streams, smaller)
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         for turn in tqdm(range(repeats + 1), desc=f"{row.slide_id} {resolution}", mininterval=0):
             for side, run in sides.items():
@@ -246,7 +246,7 @@ def _openslides(path: Path, geometry: TileGeometry, coords_px0: NDArray[np.int32
         return time.process_time() - started
 
 
-def _streams(
+def stored_streams(
     slide: Slide, geometry: TileGeometry, coords_px0: NDArray[np.int32]
 ) -> tuple[list[bytes], Size]:
     """Every stored tile under the tiles, complete, and its size."""
@@ -269,7 +269,7 @@ def _streams(
     return streams, index.tile
 
 
-def _decoding(streams: Sequence[bytes], size: Size) -> float:
+def decoding_seconds(streams: Sequence[bytes], size: Size) -> float:
     started = time.process_time()
     for stream in streams:
         decode_jpeg(stream, min_width=size.width, min_height=size.height)

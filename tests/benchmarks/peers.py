@@ -157,20 +157,20 @@ def _limit(task: Task) -> Callable[[], float] | None:
     with Slide(task.row) as slide:
         if slide.stored_tile(task.geometry.level) is None:
             return None
-        streams, tile = bench._streams(slide, task.geometry, task.coords_px0)
+        streams, tile = bench.stored_streams(slide, task.geometry, task.coords_px0)
         scale = decoded_scale(slide, task.geometry)
-    return partial(bench._decoding, streams, Size(tile.width // scale, tile.height // scale))
+    return partial(bench.decoding_seconds, streams, Size(tile.width // scale, tile.height // scale))
 
 
 def tasks(row: SlideRow, *, everywhere: bool) -> list[Task]:
     with Slide(row) as slide:
         pyramid = slide.pyramid
-        mask = bench._everywhere(pyramid) if everywhere else bench._tissue(slide)
+        mask = bench.whole_slide(pyramid) if everywhere else bench.tissue_of(slide)
         found = []
         for resolution, factor in COARSER.items():
             mpp = factor * max(pyramid.mpp_x, pyramid.mpp_y)
             geometry = plan_tiles(pyramid, mpp=mpp, tile_px=bench.TILE_PX)
-            coords_px0 = bench._coords(slide, geometry, mask)
+            coords_px0 = bench.corners_px0(slide, geometry, mask)
             if everywhere:
                 coords_px0 = coords_px0[(coords_px0 < USED_PX).all(axis=1)]
             if not len(coords_px0):

@@ -48,9 +48,9 @@ def test_the_limit_decodes_every_tile_under_the_coordinates_once(tmp_path, tissu
     with Slide(SlideRow("s", "p", path)) as slide:
         geometry = plan_tiles(slide.pyramid, mpp=bench.MPP, tile_px=bench.TILE_PX)
         corner = np.array([[0, 0]], dtype=np.int32)
-        assert len(bench._streams(slide, geometry, corner)[0]) == 1
-        coords = bench._coords(slide, geometry, bench._everywhere(slide.pyramid))
-        streams, tile = bench._streams(slide, geometry, coords)
+        assert len(bench.stored_streams(slide, geometry, corner)[0]) == 1
+        coords = bench.corners_px0(slide, geometry, bench.whole_slide(slide.pyramid))
+        streams, tile = bench.stored_streams(slide, geometry, coords)
     assert len(coords) == 6 * 4
     assert len(set(streams)) == len(streams) == 6 * 4
     assert (tile.width, tile.height) == (256, 256)
