@@ -177,7 +177,8 @@ def test_the_command_prints_every_field(monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "faster"), [("abmil", 1.15), ("acmil", 1.15), ("mhim", 1.5)])
 def test_training_is_faster_than_the_plain_loop(name, faster):
-    """Lower than what is claimed, so that a busy machine does not fail it."""
+    """Less than what is claimed, of the least time of each side: other work adds to the others."""
     measured = bench.measure(name, 10_000, 2, 1, device="cpu", repeats=5)
-    assert measured.faster > faster, measured
-    assert measured.over_products < 1.6, measured
+    least = {side: min(turns) for side, turns in measured.seconds.items()}
+    assert least["plain"] / least["ours"] > faster, measured
+    assert least["ours"] / least["products"] < 1.5, measured

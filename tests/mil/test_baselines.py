@@ -233,7 +233,7 @@ def test_design_matrix_of_covariates():
     assert design.matrix(CLINICAL.iloc[:0]).shape == (0, 6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.one_of(st.none(), st.floats(-1e3, 1e3).map(str)), min_size=2, max_size=20),
     st.lists(st.one_of(st.none(), st.sampled_from("abc")), min_size=2, max_size=20),

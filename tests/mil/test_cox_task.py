@@ -65,7 +65,7 @@ def tied_cohort(seed, size):
 # --- the loss
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**31), size=st.integers(1, 40))
 @TIES
 def test_loss_is_the_partial_likelihood(ties, seed, size):
@@ -160,7 +160,7 @@ def test_without_an_event_the_loss_is_zero_and_keeps_its_graph(ties):
     assert torch.equal(risk.grad, torch.zeros(5))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**31), shift=st.floats(-1e3, 1e3))
 @TIES
 def test_loss_ignores_a_shift_and_the_order_of_patients(ties, seed, shift):

@@ -33,7 +33,7 @@ def export(path: Path, *args: Any, **kwargs: Any) -> tuple[list[dict], list[dict
 
 
 @given(st.floats(30, 300), st.floats(0.4, 1), st.floats(0, 50), st.integers(1, 6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_tiles_are_valid_boxes_inside_the_slide(
     tmp_path_factory: pytest.TempPathFactory, tile: float, stride: float, first: float, count: int
 ) -> None:
@@ -131,7 +131,7 @@ def test_only_the_strongest_regions_are_written(tmp_path: Path) -> None:
     assert strengths == list(range(len(cells) - 1, 4, -1))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     arrays(bool, st.tuples(st.integers(1, 8), st.integers(1, 8))), st.sampled_from([1.0, 1.5, 2])
 )

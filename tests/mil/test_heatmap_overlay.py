@@ -14,7 +14,7 @@ from mil.heatmaps.lattice import tile_raster
 from preprocessing.errors import StoreError
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     stride=st.tuples(st.floats(20, 90), st.floats(20, 90)),
@@ -63,7 +63,7 @@ def test_a_tile_off_the_lattice_is_refused() -> None:
         tile_raster(np.ones(3), layout, shape=(10, 30), px0_per_px=(10, 10))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     side=st.integers(20, 90),
@@ -133,14 +133,12 @@ def test_positive_evidence_is_warm_negative_is_cold_and_neutral_is_transparent()
     assert neutral[3] == 0
 
 
-@settings(deadline=None)
 @given(st.floats(-10, 10), st.floats(0.1, 10))
 def test_evidence_beyond_the_scale_has_its_end_colour(value: float, limit: float) -> None:
     colour = evidence_colouring(limit)(np.array([value, np.clip(value, -limit, limit)]))
     np.testing.assert_array_equal(colour[0], colour[1])
 
 
-@settings(deadline=None)
 @given(st.floats(0.001, 1), st.floats(0.001, 1))
 def test_stronger_evidence_is_never_fainter(a: float, b: float) -> None:
     weak, strong = evidence_colouring(1.0)(np.array([min(a, b), -max(a, b)]))

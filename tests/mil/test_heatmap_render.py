@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from heatmap_fakes import make_scores
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -91,7 +91,6 @@ def test_a_millimetre_is_as_long_in_the_scale_bar_as_in_the_slide(mpp: tuple[flo
         assert box.height / (length_px / length_mm) == pytest.approx(um_high / 1000, rel=0.01)
 
 
-@settings(deadline=None)
 @given(st.floats(0.01, 500))
 def test_scale_bars_are_round_and_fit(width_mm: float) -> None:
     bar = scale_bar_mm(width_mm)

@@ -161,7 +161,7 @@ def test_joint_scale_holds_every_model_and_one_question() -> None:
         CohortScale.joint([*scales, CohortScale(1.0, "log-odds", 1, 1)])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), tiles=st.integers(1, 20))
 def test_a_tile_table_keeps_every_bit(
     tmp_path_factory: pytest.TempPathFactory, seed: int, tiles: int

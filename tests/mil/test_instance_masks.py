@@ -39,7 +39,7 @@ def draw_case(*, sizes, top_k, seed, levels, branches=4):
     return scores, draws, segments
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(**bags)
 def test_stkim_count_masks_exactly_its_share_of_the_best(sizes, top_k, drop, seed, levels):
     scores, draws, segments = draw_case(sizes=sizes, top_k=top_k, seed=seed, levels=levels)
@@ -54,7 +54,7 @@ def test_stkim_count_masks_exactly_its_share_of_the_best(sizes, top_k, drop, see
             assert all(score >= best.min() for score in row[hidden])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(**bags)
 def test_stkim_bernoulli_masks_among_the_best_and_never_the_whole_bag(
     sizes, top_k, drop, seed, levels

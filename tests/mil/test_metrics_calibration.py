@@ -51,7 +51,7 @@ def test_temperature_of_many_patients_is_a_logistic_regression_on_the_margin():
 
 
 @given(st.integers(0, 10_000), st.integers(1, 12), st.sampled_from([0.01, 0.3, 3.0, 300.0]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_temperature_is_the_best_of_all_in_its_range(seed, n, scale):
     rng = np.random.default_rng(seed)
     logits, truth = scale * rng.normal(size=(n, 3)), rng.integers(3, size=n)
@@ -101,7 +101,7 @@ def test_conformal_sets_hold_every_class_without_enough_patients():
 
 
 @given(scored)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_thresholds_are_the_best_of_sklearns_curve(pairs):
     truth, score = (np.array(column) for column in zip(*pairs, strict=True))
     if truth.all() or not truth.any():

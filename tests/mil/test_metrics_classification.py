@@ -64,7 +64,7 @@ def by_definition(truth, scores) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(scored)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_auroc_and_auprc_are_sklearns_with_ties(pairs):
     truth, score = columns(pairs)
     if truth.all() or not truth.any():
@@ -163,7 +163,7 @@ def test_delong_test_without_variance():
 
 
 @given(answered)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_metrics_of_the_confusion_are_sklearns(pairs):
     truth, answer = columns(pairs)
     counts = confusion(truth, answer, 4)
@@ -192,7 +192,7 @@ def test_metrics_of_no_patients_are_undefined():
 
 
 @given(scored)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_sensitivity_and_specificity_are_recalls(pairs):
     truth, score = columns(pairs)
     sensitivity, specificity = sensitivity_specificity(truth, score > 4)
@@ -234,7 +234,7 @@ def test_calibration_error_vanishes_for_true_probabilities_and_not_for_sharpened
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 20)), min_size=1, max_size=60))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_reliability_is_sklearns_curve_with_wilsons_interval(pairs):
     truth, twentieths = columns(pairs)
     curve = reliability(truth, twentieths / 20, bins=5)

@@ -42,7 +42,7 @@ def times_sksurv_takes(test: Outcomes) -> np.ndarray:
 
 
 @given(patients)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_censoring_survival_is_sksurvs(rows):
     outcomes, _ = cohort(rows)
     assume(outcomes.event.any())
@@ -67,7 +67,7 @@ def test_events_leave_before_censorings_of_the_same_time():
 
 
 @given(patients, patients, st.sampled_from([3.0, 6.0, 6.5, np.inf]))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_uno_is_sksurvs(train_rows, test_rows, tau):
     training, (test, risk) = followed_long(train_rows), cohort(test_rows)
     value = uno_c(training, test, risk, tau)
@@ -83,7 +83,7 @@ def test_uno_is_sksurvs(train_rows, test_rows, tau):
 
 
 @given(patients, patients)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_dynamic_auc_and_brier_are_sksurvs(train_rows, test_rows):
     training, (test, risk) = followed_long(train_rows), cohort(test_rows)
     times = times_sksurv_takes(test)
@@ -103,7 +103,7 @@ def test_dynamic_auc_and_brier_are_sksurvs(train_rows, test_rows):
 
 
 @given(patients, patients)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_times_that_training_does_not_reach_are_undefined(train_rows, test_rows):
     (training, _), (test, risk) = cohort(train_rows), cohort(test_rows)
     times = np.arange(1.0, 12)
@@ -121,7 +121,7 @@ def test_times_that_training_does_not_reach_are_undefined(train_rows, test_rows)
 
 
 @given(patients, patients, st.integers(1, 9))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_what_happens_to_patients_later_does_not_count(train_rows, test_rows, time):
     (training, _), (test, risk) = cohort(train_rows), cohort(test_rows)
     cut = Outcomes(np.minimum(test.time, time + 0.5), test.event & (test.time <= time))

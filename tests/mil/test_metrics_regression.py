@@ -96,7 +96,7 @@ def test_models_that_know_the_training_mean_alone_have_no_correlation():
         assert np.isnan(score(observed, predicted, fold))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6), st.floats(0.1, 100), st.floats(-1000, 1000))
 def test_a_change_of_unit_changes_errors_alone(seed, factor, shift):
     observed, predicted, fold = answered(40, 2, seed)

@@ -9,7 +9,7 @@ from preprocessing.errors import CohortError
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(0, 100))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_all_rows_of_a_drawn_patient_come_along_and_strata_keep_their_patients(patients, seed):
     patients = np.array(patients)
     strata = patients % 3
@@ -90,7 +90,7 @@ def test_bootstrap_p_keeps_its_level():
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=12))
-@settings(deadline=None, max_examples=15)  # statsmodels collects garbage in every call
+@settings(max_examples=15)  # statsmodels collects garbage in every call
 def test_holm_is_statsmodels(fiftieths):
     p_values = np.array(fiftieths) / 50
     expected = multipletests(p_values, method="holm")[1]

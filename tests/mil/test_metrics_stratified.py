@@ -29,7 +29,7 @@ def folds_of(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return truth, rng.normal(size=n) + truth + 5 * folds, folds
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rows)
 def test_it_is_the_share_of_rightly_ordered_pairs_within_strata(drawn):
     truth, score, strata = (np.array(values) for values in zip(*drawn, strict=True))

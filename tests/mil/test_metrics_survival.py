@@ -36,7 +36,7 @@ def drawn(n: int, seed: int) -> tuple[Outcomes, np.ndarray]:
 
 
 @given(patients)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_harrell_is_lifelines_and_sksurvs(rows):
     outcomes, risk = cohort(rows)
     concordant, comparable = harrell_pairs(outcomes, risk)
@@ -72,7 +72,7 @@ def test_concordance_and_logrank_of_the_lung_cohort_are_rs():
 
 
 @given(patients, st.integers(1, 3))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_stratified_c_counts_the_pairs_within_strata(rows, strata):
     outcomes, risk = cohort(rows)
     fold = np.arange(len(rows)) % strata
@@ -108,7 +108,7 @@ def test_logrank_without_both_groups_at_risk_is_undefined():
 
 
 @given(patients)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_median_follow_up_is_lifelines_reverse_kaplan_meier(rows):
     outcomes, _ = cohort(rows)
     theirs = KaplanMeierFitter().fit(outcomes.time, ~outcomes.event).median_survival_time_

@@ -62,7 +62,7 @@ def high_count(rule, tiles):
     return math.ceil(max(rule.high_share, rule.high) * candidates_of(rule, tiles))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(sizes=some_sizes, rule=rules, seed=st.integers(0, 2**31), levels=st.integers(1, 60))
 def test_mhim_never_masks_the_whole_bag(sizes, rule, seed, levels):
     scores, masked, segments, _ = masks_of(sizes, rule, seed=seed, levels=levels)
@@ -83,7 +83,7 @@ def test_mhim_never_masks_the_whole_bag(sizes, rule, seed, levels):
             assert of_bag[~hidden].tolist() == [of_bag.max().item()]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=some_sizes, share=st.floats(0, 1), seed=st.integers(0, 2**31))
 def test_mhim_low_and_high_take_the_extremes(sizes, share, seed):
     scores, low, _, _ = masks_of(sizes, MaskRules(0, share, 0, 1), seed=seed)
@@ -98,7 +98,7 @@ def test_mhim_low_and_high_take_the_extremes(sizes, share, seed):
             assert set(of_bag[highest].tolist()) == set(best.tolist())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     sizes=some_sizes,
     rule=rules,
@@ -125,7 +125,7 @@ def test_masks_and_parts_of_a_pack_are_those_of_its_bags(sizes, rule, votes, lev
     assert parts.recycled_sizes == [len(of_bag) for of_bag in recycled]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sizes=some_sizes, rule=rules, seed=st.integers(0, 2**31))
 def test_parts_share_what_masks_leave_by_the_smallest_draws(sizes, rule, seed):
     _, masked, segments, draws = masks_of(sizes, rule, seed=seed)
@@ -157,7 +157,7 @@ def vote(scores, count, *, hardest):
     return sorted(sorted(range(tiles), key=lambda n: (-votes[n], n))[:count])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     sizes=some_sizes,
     votes=st.integers(1, 8),
@@ -177,7 +177,7 @@ def test_heads_vote_for_the_extreme_tiles(sizes, votes, levels, share, hardest, 
         assert ours.nonzero()[:, 0].tolist() == vote(of_bag, count, hardest=hardest)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=some_sizes, votes=st.integers(1, 8), levels=st.integers(1, 40), seed=st.integers(0, 2**31)
 )
@@ -242,7 +242,7 @@ def test_ties_are_broken_by_position():
 # --- MHIM v2: class-aware scores
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(classes=st.integers(2, 5), scale=st.floats(1e-2, 5), seed=st.integers(0, 2**31))
 def test_certainty_is_the_log_odds_of_the_highest_probability(classes, scale, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -183,7 +183,7 @@ def test_training_is_finite_at_every_bag_size(method, tiles):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(sizes=st.lists(st.integers(1, 25), min_size=1, max_size=5), seed=st.integers(0, 2**31))
 def test_a_pack_is_its_bags_one_by_one(name, sizes, seed):
     method = built(name).double().eval()  # no dropout

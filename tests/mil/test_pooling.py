@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from method_checks import (
     DIM,
@@ -67,7 +67,6 @@ def test_attention_is_even_under_mean_and_the_share_of_maxima_under_max():
     assert method(bag).attention.tolist() == pytest.approx(expected.tolist())
 
 
-@settings(deadline=None)  # torch takes a second to start
 @given(
     st.lists(st.lists(st.integers(-3, 3), min_size=1, max_size=5), min_size=1, max_size=4),
     st.sampled_from([torch.float64, torch.bfloat16]),

@@ -26,7 +26,7 @@ def targets(values) -> pd.DataFrame:
     return pd.DataFrame({"hrd": values}, index=[f"p{i}" for i in range(len(values))])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.floats(-1e5, 1e5), min_size=2, max_size=40).filter(lambda v: np.ptp(v) > 1e-2),
     st.integers(0, 99),

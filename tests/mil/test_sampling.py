@@ -16,7 +16,7 @@ def epoch_of(sampler, seed=0):
     return sampler.epoch(torch.Generator().manual_seed(seed))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=40), seed=st.integers(0, 1000))
 def test_balanced_gives_every_class_that_exists_its_share(labels, seed):
     classes = torch.nn.functional.one_hot(torch.tensor(labels), 4).bool()

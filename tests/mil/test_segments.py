@@ -18,7 +18,7 @@ def values(rows, sizes, *, seed=0, levels=None):
     return drawn if levels is None else (drawn * levels).round()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=sizes_of_packs)
 def test_padding_is_undone_and_softmax_is_of_each_bag(sizes):
     segments, scores = Segments(sizes, CPU), values(3, sizes)
@@ -30,7 +30,7 @@ def test_padding_is_undone_and_softmax_is_of_each_bag(sizes):
     assert segments.bag_of_tile.tolist() == [b for b, size in enumerate(sizes) for _ in range(size)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes=sizes_of_packs)
 def test_pooling_and_its_gradients_are_those_of_each_bag(sizes):
     segments = Segments(sizes, CPU)
@@ -47,7 +47,7 @@ def test_pooling_and_its_gradients_are_those_of_each_bag(sizes):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-13)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sizes=sizes_of_packs, count=st.integers(0, 12), seed=st.integers(0, 2**31))
 def test_the_best_tiles_are_those_of_a_stable_sort(sizes, count, seed):
     segments, scores = Segments(sizes, CPU), values(3, sizes, seed=seed, levels=1)

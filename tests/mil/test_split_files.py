@@ -141,7 +141,7 @@ ids = st.sets(st.from_regex(r"[A-Z]{2}-[0-9]{1,3}\.[A-F0-9]{2}", fullmatch=True)
 FORMS = ("clam", "bool", "acmil", "stamp", "soma")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ids, st.data(), st.sampled_from(FORMS), st.sampled_from(["", ".svs", ".TIFF"]))
 def test_every_form_gives_back_the_ids_that_were_written(tmp_path_factory, ids, data, form, ending):
     order = data.draw(st.permutations(sorted(ids)))

@@ -37,7 +37,7 @@ def sited_cohorts(draw):
     return bag_table(bags), groups
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     sited_cohorts(),
     st.sampled_from(["kfold", "monte_carlo"]),
@@ -92,7 +92,7 @@ def test_published_sites_of_bladder_cancer_stay_whole(shared):
     assert {len(fold.test) > 40 for fold in splits.folds} == {True}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 40), min_size=3, max_size=3), st.integers(0, 9))
 def test_three_sites_are_enough_whatever_their_sizes(sizes, seed):
     """One for each part, though none of them is near the share that was asked for."""

@@ -39,7 +39,7 @@ def bag_table(rows: list[tuple[str, str]]) -> pd.DataFrame:
     return table
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cohorts(), st.integers(2, 5), st.integers(1, 3), st.integers(0, 100))
 def test_every_patient_is_tested_once_a_repeat_and_parts_never_overlap(bags, folds, repeats, seed):
     config = SplitConfig(folds=folds, repeats=repeats, seed=seed)
@@ -64,7 +64,7 @@ def assert_parts(fold: Fold, everyone: set[str]) -> None:
     assert set.union(*parts) == everyone
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cohorts(), st.sampled_from([0.1, 0.2, 0.3, 0.45]), st.integers(0, 100))
 def test_monte_carlo_draws_the_share_of_every_class(bags, share, seed):
     config = SplitConfig(scheme="monte_carlo", folds=4, test_share=share, seed=seed)
@@ -104,7 +104,7 @@ def test_same_seed_same_folds_other_seed_and_other_repeat_others():
     assert all(first not in tests[3:] for first in tests[:3])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cohorts(), st.randoms(use_true_random=False))
 def test_folds_do_not_depend_on_the_order_of_the_bags(bags, random):
     order = random.sample(range(len(bags)), len(bags))
@@ -178,7 +178,7 @@ def supplied_cohorts(draw):
     return bags, folds
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(supplied_cohorts(), st.booleans())
 def test_supplied_folds_are_taken_over_as_they_are(cohort, by_slide):
     bags, folds = cohort

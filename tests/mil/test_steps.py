@@ -181,7 +181,7 @@ def test_a_bag_has_a_say_in_its_own_answer_alone(config):
         assert (before.penalty != after.penalty).tolist() == [False, True, False]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     bags=st.integers(1, 60), size=st.integers(2, 20), share=st.floats(0, 1), seed=st.integers(0, 99)
 )
@@ -198,7 +198,7 @@ def test_dealt_steps_share_bags_and_leads_evenly(bags, size, share, seed):
     assert max(held) - min(held) <= 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=20), most=st.integers(1, 60))
 def test_packs_are_full_but_never_too_large(sizes, most):
     packed = [sizes[pack] for pack in packs_of(sizes, most)]

@@ -38,7 +38,7 @@ def likelihood(logits, bins, events):
     return np.array(losses)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**31), outputs=st.integers(2, 6), alpha=st.floats(0, 1))
 def test_loss_is_the_discrete_likelihood(seed, outputs, alpha):
     rng = np.random.default_rng(seed)
@@ -91,7 +91,7 @@ def test_bins_are_quartiles_of_event_times_and_later_times_are_clipped():
     assert task.encode(later).tolist() == [[0, 1], [1, 0], [1, 1], [2, 0], [3, 1], [3, 0]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     times=st.lists(st.integers(1, 6), min_size=1, max_size=20),
     bins=st.integers(2, 6),
@@ -164,7 +164,7 @@ def test_cuts_must_increase(cuts):
 # --- survival at any time
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**31), outputs=st.integers(2, 6))
 def test_survival_between_bin_ends_has_a_constant_hazard(seed, outputs):
     """Against scipy's piecewise exponential by hand: S(t) = exp(-integral of the hazard)."""

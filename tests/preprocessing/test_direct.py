@@ -59,7 +59,7 @@ def both(request, tmp_path_factory):
 
 
 class TestSamePixels:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(data=st.data())
     def test_any_region_of_level_0(self, both, data):
         slide, shown = both
@@ -72,7 +72,7 @@ class TestSamePixels:
         np.testing.assert_array_equal(region, shown[y : y + height, x : x + width])
         np.testing.assert_array_equal(region, slide.read_region(0, x, y, Size(width, height)))
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(x_px0=st.integers(0, 300), y_px0=st.integers(0, 200))
     def test_regions_between_the_pixels_of_a_coarse_level(self, both, x_px0, y_px0):
         """There openslide interpolates, and a region is still what openslide shows."""

@@ -69,7 +69,7 @@ def test_a_slide_too_wide_for_the_memory_is_read_in_bands(box):
     assert len(made) > 1.1 * len(set(made))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     corners=st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 5000)), max_size=60),
     held=st.integers(0, 40),

@@ -159,7 +159,7 @@ class TestTiles:
         bias = (tiles[True].astype(float) - tiles[False]).mean(axis=(0, 1, 2))
         assert np.abs(bias).max() < 0.3
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         mpp=st.floats(1.0, 4.5),
         ratio=st.sampled_from([1.0, 1.25]),

@@ -27,7 +27,7 @@ def contents(coords, unit, *, mpp=(0.25, 0.25), **facts):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     coords=st.lists(
         st.tuples(st.integers(0, 250_000), st.integers(0, 250_000)), min_size=1, max_size=20
@@ -41,7 +41,7 @@ def test_micrometres_of_single_precision_name_the_same_pixel(coords, mpp):
     assert found.coords_px0.tolist() == [list(pair) for pair in coords]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seed=st.integers(0, 2**32 - 1),
     side=st.floats(50, 700),
@@ -64,7 +64,7 @@ def test_the_stride_is_that_of_the_lattice(seed, side, overlap, corner, stated):
     assert abs(found.stride_px0_y - step) <= error[1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     side=st.floats(70, 400),

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -46,7 +46,6 @@ def test_labels_that_are_neither_white_nor_one_are_refused(tmp_path):
 
 
 @given(st.integers(100, 2000), st.integers(100, 2000), st.floats(1, 40), st.booleans())
-@settings(deadline=None)  # PNGs of very different sizes
 def test_masks_of_any_scale_fit_rounded_either_way(tmp_path_factory, width, height, scale, up):
     rounded = (np.ceil if up else np.floor)([width / scale, height / scale]).astype(int)
     picture = np.zeros((rounded[1], rounded[0]), dtype=np.uint8)

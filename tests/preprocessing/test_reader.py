@@ -141,7 +141,7 @@ def test_level_whose_pixels_do_not_start_at_whole_level_0_pixels(tmp_path):
     assert np.abs(misses).max() < 0.08  # 8-bit levels blur it by about 0.06
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     mpp=st.floats(0.46, 1.4),
     x_px0=st.integers(16, 1536 - 16 - 180),

@@ -144,7 +144,7 @@ def test_black_borders_are_no_tissue():
     noise=st.integers(0, 6),
     seed=st.integers(0),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_blank_slide_has_no_tissue(grey, pink, yellow, noise, seed):
     """Otsu alone would split the noise of any blank picture in two."""
     glass = np.array([grey + pink, grey, grey - yellow])
