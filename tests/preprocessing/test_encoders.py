@@ -118,7 +118,7 @@ class TestNetworkEncoder:
         assert encoder.transform == f"stain macenko of a test, then {spec.transform}"
 
     def test_stain_normalisation_of_tissue(self, lite0, tissue):
-        pytest.importorskip("torchstain")
+        pytest.importorskip("torchstain", reason="the extra `stain` is not installed")
         config = EncoderConfig(device="cpu", stain="macenko")
         encoder, lazy = load_encoder(config), LazyEncoder.of(config)
         assert "macenko" in encoder.transform

@@ -149,7 +149,7 @@ def test_a_raw2features_store_without_a_header_is_named(tmp_path):
 
 @pytest.fixture
 def parquet():
-    return pytest.importorskip("pyarrow.parquet")
+    return pytest.importorskip("pyarrow.parquet", reason="the extra `interchange` is not installed")
 
 
 def read_element(element):

@@ -8,7 +8,7 @@ import torch
 from preprocessing.encoders.stain import describe, stain_normaliser
 from preprocessing.errors import ConfigError
 
-pytest.importorskip("torchstain")
+pytest.importorskip("torchstain", reason="the extra `stain` is not installed")
 
 NAMES = ("macenko", "reinhard")
 # Natural optical densities: the stain vectors of Macenko's code, and others to start from.
