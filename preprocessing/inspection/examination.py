@@ -83,7 +83,10 @@ def _described(report: SlideReport, path: Path, handle: openslide.OpenSlide) -> 
         notes.append(f"{properties['dicom.BitsAllocated']} bits a channel, read as 8")
     if report.further_files:
         notes.append("a DICOM series, of whose files the first is named")
-    if handle.level_count == 1:
+    levels, note = levels_of(handle)
+    if note:
+        notes.append(note)
+    elif len(levels) == 1:
         notes.append("one level only: whatever is coarser is computed from full resolution")
     if "label" in list(handle.associated_images):  # to ask the mapping would decode it
         notes.append("holds a photograph of its label: see who may have the file")
@@ -93,7 +96,7 @@ def _described(report: SlideReport, path: Path, handle: openslide.OpenSlide) -> 
         format=properties.get("openslide.vendor", "unknown"),
         width_px0=width,
         height_px0=height,
-        downsamples=tuple(handle.level_downsamples),
+        downsamples=tuple(level.downsample for level in levels),
         bounds_px0=bounds_px0(properties),
         objective_power=objective_power(properties),
         quickhash=properties.get("openslide.quickhash-1", ""),
@@ -140,7 +143,7 @@ def _places(report: SlideReport, handle: openslide.OpenSlide) -> Iterator[_Place
     for down in _PLACES:
         for right in _PLACES:
             yield 0, left + int(right * width), top + int(down * height)
-    for level in range(1, handle.level_count):
+    for level in range(1, len(report.downsamples)):
         yield level, left + width // 2, top + height // 2
 
 
@@ -158,7 +161,7 @@ def _failures(path: Path, handle: openslide.OpenSlide, places: list[_Place]) -> 
 
 
 def _reader(report: SlideReport, path: Path, handle: openslide.OpenSlide) -> str:
-    levels = levels_of(handle)
+    levels, _ = levels_of(handle)
     pyramid = Pyramid(levels, 1.0, 1.0)  # only sizes are asked of it
 
     def draw(level: int, x_px0: int, y_px0: int, size_px: Size) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ which also has the last word wherever a stored tile is missing or damaged.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ _FINGERPRINT_END_BYTES = 1 << 20
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 1 << 16
 _SAME_SHAPE = 1.01  # of a level and level 0; a far tile is then off by half of that hundredth
 _READING = ReadingConfig()
+_log = logging.getLogger(__name__)
 
 
 class Slide:
@@ -112,8 +114,11 @@ class Slide:
         return handle
 
     def _pyramid(self, mpp: Mpp) -> Pyramid:
+        levels, note = levels_of(self._handle)
+        if note:
+            _log.warning("slide %r: %s", self.slide_id, note)
         try:
-            return Pyramid(levels_of(self._handle), mpp.x, mpp.y)
+            return Pyramid(levels, mpp.x, mpp.y)
         except ValueError as error:
             raise UnreadableSlide(
                 self.slide_id, f"{self.path}: its levels make no pyramid: {error}"
@@ -245,28 +250,30 @@ def open_slide(row: SlideRow, *, reading: ReadingConfig = _READING) -> Iterator[
         yield slide
 
 
-def levels_of(handle: openslide.OpenSlide) -> tuple[Level, ...]:
-    """The pyramid's rasters, level 0 first. Raises `ValueError` where one cannot be a picture of
-    all of level 0: its downsample, openslide's mean of both axes, would then misplace every tile.
+def levels_of(handle: openslide.OpenSlide) -> tuple[tuple[Level, ...], str]:
+    """The pyramid's rasters, level 0 first, and what is wrong with the next one; empty where all
+    serve. They end before one that cannot be a picture of all of level 0: its downsample,
+    openslide's mean of both axes, would misplace every tile.
     """
-    sizes = zip(handle.level_dimensions, handle.level_downsamples, strict=True)
-    levels = tuple(
-        Level(index, Size(width, height), downsample)
-        for index, ((width, height), downsample) in enumerate(sizes)
-    )
-    whole = levels[0].size
-    for level in levels:
-        width, height = level.size.width, level.size.height
-        # Vendors round sizes up or down to whole pixels.
-        too_wide = (width - 1) * whole.height > _SAME_SHAPE * (height + 1) * whole.width
-        too_high = (height - 1) * whole.width > _SAME_SHAPE * (width + 1) * whole.height
-        if too_wide or too_high:
-            raise ValueError(
-                f"level {level.index} of {width} x {height} px is {whole.width / width:.4g} times "
-                f"smaller than level 0 in width and {whole.height / height:.4g} times in height; "
-                "convert the slide again"
+    levels: list[Level] = []
+    for size, downsample in zip(handle.level_dimensions, handle.level_downsamples, strict=True):
+        level = Level(len(levels), Size(*size), downsample)
+        if levels and not _same_shape(level.size, levels[0].size):
+            across, down = (handle.dimensions[axis] / size[axis] for axis in (0, 1))
+            return tuple(levels), (
+                f"level {level.index} of {size[0]} x {size[1]} px, {across:.4g} times smaller than "
+                f"level 0 in width and {down:.4g} times in height, shows something else: it and "
+                "what is coarser are computed from finer levels"
             )
-    return levels
+        levels.append(level)
+    return tuple(levels), ""
+
+
+def _same_shape(one: Size, whole: Size) -> bool:
+    """But for vendors' rounding of sizes, up or down to whole pixels."""
+    too_wide = (one.width - 1) * whole.height > _SAME_SHAPE * (one.height + 1) * whole.width
+    too_high = (one.height - 1) * whole.width > _SAME_SHAPE * (one.width + 1) * whole.height
+    return not (too_wide or too_high)
 
 
 def _fingerprint(path: Path, quickhash: str) -> str:

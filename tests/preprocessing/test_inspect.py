@@ -107,9 +107,11 @@ class TestOneSlide:
         with tifffile.TiffWriter(path) as tiff:
             for n, image in enumerate((IMAGE, IMAGE[:192, :384])):
                 tiff.write(image, tile=(64, 64), subfiletype=n, metadata=None)
-        report = only(inspect_archive([path]))
-        assert report.state == "unreadable"
-        assert "level 1 of 384 x 192 px is 2 times smaller than level 0 in width" in report.problem
+        report = examine(Candidate(SlideRow("x", "p", path, mpp=0.5)))
+        assert report.state == "ready"
+        assert report.downsamples == (1.0,)
+        (note,) = report.notes
+        assert "level 1 of 384 x 192 px, 2 times smaller than level 0 in width" in note
 
     def test_no_error_gets_out(self, tmp_path, monkeypatch):
         path = write_tiff(tmp_path / "x.tif", IMAGE)

@@ -1,6 +1,7 @@
 """Files that are no slides, or hold levels that are none, and files that go away."""
 
 import os
+import re
 from math import ceil, floor
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from tiff_files import TILE_PX, damage_tile, noise, write_tiff
 from preprocessing.errors import UnreadableSlide
 from preprocessing.geometry import Size
 from preprocessing.manifest import SlideRow
+from preprocessing.slides.direct import block_means
 from preprocessing.slides.slide import Slide, levels_of, open_slide
 
 
@@ -25,15 +27,19 @@ def row_of(path: Path, mpp: float | None = None) -> SlideRow:
 
 
 @pytest.mark.parametrize("sizes", [[(800, 820), (200, 200)], [(800, 800), (200, 100)]])
-def test_a_level_that_is_no_picture_of_the_whole_slide_is_refused(tmp_path, sizes):
+def test_a_level_that_is_no_picture_of_the_whole_slide_is_left_out(tmp_path, sizes, caplog):
     """openslide takes it for one, and every tile read there would lie elsewhere."""
     path = tmp_path / "s.tif"
+    images = [noise(*size) for size in sizes]
     with tifffile.TiffWriter(path) as tiff:
-        for n, size in enumerate(sizes):
-            tiff.write(noise(*size), tile=(256, 256), subfiletype=min(n, 1), metadata=None)
-    wrong = r"level 1 of 200 x .* px is 4 times smaller than level 0 in width and .* in height"
-    with pytest.raises(UnreadableSlide, match=f"slide 's'.*s\\.tif: .*{wrong}"):
-        Slide(row_of(path, 0.5))
+        for n, image in enumerate([*images, noise(50, 50)]):
+            tiff.write(image, tile=(256, 256), subfiletype=min(n, 1), metadata=None)
+    with Slide(row_of(path, 0.5)) as slide:
+        assert [level.size for level in slide.pyramid.levels] == [Size(*sizes[0])]
+        view, _ = slide.overviews(mpp=2.0, longest_px=200)
+        np.testing.assert_array_equal(view.rgb[:200, :200], block_means(images[0], 4)[:200, :200])
+    wrong = r"level 1 of 200 x .* px, 4 times smaller than level 0 in width and .* in height, shows"
+    assert re.search(f"slide 's': {wrong}", caplog.text)
 
 
 @given(
@@ -44,8 +50,10 @@ def test_a_level_that_is_no_picture_of_the_whole_slide_is_refused(tmp_path, size
 def test_sizes_rounded_to_whole_pixels_make_levels(whole, factors, round_to):
     sizes = [whole, *(tuple(max(1, round_to(n / f)) for n in whole) for f in factors)]
     means = [(whole[0] / w + whole[1] / h) / 2 for w, h in sizes]
-    handle = SimpleNamespace(level_dimensions=sizes, level_downsamples=means)
-    assert [level.downsample for level in levels_of(cast(openslide.OpenSlide, handle))] == means
+    handle = SimpleNamespace(dimensions=whole, level_dimensions=sizes, level_downsamples=means)
+    levels, wrong = levels_of(cast(openslide.OpenSlide, handle))
+    assert [level.downsample for level in levels] == means
+    assert not wrong
 
 
 def test_the_slide_outlives_that_its_file_is_away_for_a_while(tmp_path):
