@@ -1,12 +1,19 @@
 """Artefacts that are either whole or absent: written to a partial name, then renamed."""
 
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 _RETIRED = "-old"
+_HOST = sha256(socket.gethostname().encode()).hexdigest()[:8]
+_WRITER = re.compile(r"\.partial-([0-9a-f]{8})-([0-9]+)")
+_SILENT_SECONDS = 3600.0
 
 
 @contextmanager
@@ -17,7 +24,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     rename, or a power cut could leave a whole name with nothing in it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    partial = path.with_name(f".{path.stem}.partial-{_HOST}-{os.getpid()}{path.suffix}")
     try:
         yield partial
         _sync(partial)
@@ -34,7 +41,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     the old folder under a name that `put_back` knows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f"{path.name}.partial-{_HOST}-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         yield partial
@@ -47,9 +54,31 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def put_back(path: Path) -> None:
     """The old folder, if a kill in `whole_folder` took it away and put nothing in its place."""
-    for retired in path.parent.glob(f"{path.name}.partial-*{_RETIRED}"):
+    for retired in abandoned(path.parent.glob(f"{path.name}.partial-*{_RETIRED}")):
         if not path.exists():
             retired.replace(path)
+
+
+def abandoned(partials: Iterable[Path]) -> Iterator[Path]:
+    """Those of `partials` that nobody is writing: their process is gone, or they are another
+    machine's and an hour old.
+    """
+    for partial in partials:
+        writer = _WRITER.search(partial.name)
+        if writer is None or not _at_work(partial, host=writer[1], process=int(writer[2])):
+            yield partial
+
+
+def _at_work(partial: Path, *, host: str, process: int) -> bool:
+    try:
+        if host != _HOST:
+            return time.time() - partial.stat().st_mtime < _SILENT_SECONDS
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, FileNotFoundError):
+        pass  # another user's process; or it has taken its final name by now
+    return True
 
 
 def _sync(entry: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from openslide import __library_version__ as openslide_version
 
-from preprocessing.artefacts import put_back
+from preprocessing.artefacts import abandoned, put_back
 from preprocessing.config import PreprocessingConfig, ReadingConfig
 from preprocessing.encoders.lazy import LazyEncoder
 from preprocessing.errors import ConfigError, EncoderUnavailable, HistomilError, StoreError
@@ -187,9 +187,9 @@ def _job(row: SlideRow, config: PreprocessingConfig, out_dir: Path, encoder: Laz
 def _tidy(out_dir: Path, slide_id: str) -> None:
     """After a run that was killed while it wrote this slide."""
     put_back(store_path(out_dir, slide_id))
-    for leftover in partial_stores(out_dir, slide_id):
+    for leftover in abandoned(partial_stores(out_dir, slide_id)):
         shutil.rmtree(leftover)
-    for leftover in partial_previews(out_dir, slide_id):
+    for leftover in abandoned(partial_previews(out_dir, slide_id)):
         leftover.unlink()
 
 

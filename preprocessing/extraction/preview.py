@@ -54,7 +54,7 @@ def write_preview(folder: Path, contents: SlideFeatures, limits: QualityConfig) 
 
 
 def partial_previews(folder: Path, slide_id: str) -> list[Path]:
-    """What interrupted writers of this slide's preview left behind."""
+    """What writers of this slide's preview are at or left behind."""
     return sorted((folder / _FOLDER).glob(f".{slide_id}.partial-*"))
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from tqdm import tqdm
 
-from preprocessing.artefacts import whole_folder
+from preprocessing.artefacts import abandoned, whole_folder
 from preprocessing.config import QualityConfig, Section
 from preprocessing.errors import StoreError
 from preprocessing.stores.store import FeatureStore, open_store, store_path
@@ -114,7 +114,7 @@ def pack_features(
     the new one is whole; a killed run leaves a partial name, which the next run removes. Raises
     `StoreError` for a damaged store, features of different weights, or nothing to pack.
     """
-    for leftover in folder.parent.glob(f"{folder.name}.partial-*"):
+    for leftover in abandoned(folder.parent.glob(f"{folder.name}.partial-*")):
         shutil.rmtree(leftover)
     packed: list[PackedSlide] = []
     first: FeatureStore | None = None

@@ -74,10 +74,7 @@ def features_key(encoder: str) -> str:
 
 
 def partial_stores(folder: Path, slide_id: str) -> list[Path]:
-    """What interrupted writers of this slide left behind.
-
-    Safe to delete when none is running and after `put_back`: the only whole store may be one.
-    """
+    """What writers of this slide are at or left behind; after `put_back`, never its only store."""
     return sorted(folder.glob(f"{slide_id}.zarr.partial-*"))
 
 

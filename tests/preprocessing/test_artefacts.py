@@ -1,9 +1,11 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from preprocessing.artefacts import put_back, whole_file, whole_folder
+from preprocessing.artefacts import abandoned, put_back, whole_file, whole_folder
 
 
 @pytest.mark.parametrize("kind", [whole_file, whole_folder])
@@ -52,8 +54,43 @@ def test_a_folder_is_put_back_that_was_taken_away_for_one_that_never_came(tmp_pa
             make_folder(path, "new")
     assert not path.exists()
     put_back(path)
+    assert not path.exists()  # this process lives: it is its own to put back
+    next(tmp_path.iterdir()).replace(tmp_path / "a.zarr.partial-1-old")
+    put_back(path)
     assert (path / "inside").read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
     (tmp_path / "a.zarr.partial-1-old").mkdir()  # a kill after both renames
     put_back(path)
     assert (path / "inside").read_text() == "old"
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from preprocessing.artefacts import whole_folder
+with whole_folder(Path(sys.argv[1])) as partial:
+    partial.mkdir()
+    print(partial, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_another_process_is_writing_is_not_abandoned_until_it_is_killed(tmp_path):
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "a.zarr")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        partial = Path(run.stdout.readline().strip())
+        assert partial.is_dir()
+        assert list(abandoned([partial])) == []
+        run.kill()
+        run.wait()
+    assert list(abandoned([partial])) == [partial]
+
+
+def test_what_another_machine_left_is_abandoned_after_an_hour(tmp_path):
+    partial = tmp_path / ".a.partial-0123abcd-1.png"
+    partial.touch()
+    assert list(abandoned([partial])) == []
+    long_ago = partial.stat().st_mtime - 3700
+    os.utime(partial, (long_ago, long_ago))
+    assert list(abandoned([partial])) == [partial]

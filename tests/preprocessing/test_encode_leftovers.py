@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 from encode_fakes import CONFIG, FakeEncoder, assert_same, contents, lazy, only, two_slides
 
+from preprocessing.artefacts import whole_file, whole_folder
 from preprocessing.errors import ConfigError
 from preprocessing.extraction.encode import encode_shard
+from preprocessing.extraction.jobs import Extraction, jobs
 from preprocessing.stores.store import partial_stores, store_path
 
 
@@ -64,3 +66,16 @@ def test_what_another_run_wrote_meanwhile_is_not_lost(rows, tmp_path, first):
     assert "meanwhile" in contents(tmp_path, "a")
     assert only(encode_shard(rows[:1], CONFIG, tmp_path, encoder=lazy(name="slow"))).tiles
     assert {"meanwhile", "slow"} <= contents(tmp_path, "a").keys()
+
+
+def test_what_another_run_is_writing_is_left_to_it(rows, tmp_path):
+    """This very process stands in for the other run: it is alive."""
+    preview = tmp_path / "previews" / "a.png"
+    with whole_file(preview) as page, whole_folder(store_path(tmp_path, "a")) as store:
+        page.touch()
+        store.mkdir()
+        (job,) = jobs(rows[:1], CONFIG, tmp_path, lazy())
+        assert isinstance(job, Extraction)
+        job.close()
+    assert preview.exists()
+    assert store_path(tmp_path, "a").exists()
