@@ -20,6 +20,7 @@ from preprocessing.slides.direct_slide import DIRECT, DirectSlide
 from preprocessing.slides.mpp import judge_mpp
 from preprocessing.slides.properties import bounds_px0, objective_power
 from preprocessing.slides.slide import levels_of
+from preprocessing.slides.tiff_claims import impossible_claim
 from preprocessing.slides.tiff_file import StoredFile
 
 _PLACES = (0.1, 0.5, 0.9)  # of the scanned area, along each axis
@@ -42,6 +43,8 @@ def examine(candidate: Candidate) -> SlideReport:
 
 def _examined(candidate: Candidate, report: SlideReport) -> SlideReport:
     row = candidate.row
+    if row.path.is_file() and (claim := impossible_claim(row.path)):
+        return replace(report, problem=f"{claim}; copy it again")
     try:
         with _opened((row.path, *candidate.further)) as (path, handle):
             described = _with_mpp(_described(report, path, handle), row, handle.properties)

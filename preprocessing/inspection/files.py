@@ -5,7 +5,9 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from tifffile import TiffFile, TiffFileError, TiffPage
+from tifffile import TiffFile, TiffPage
+
+from preprocessing.slides.tiff_index import DAMAGED
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _OTHER_FORMATS = {
@@ -19,8 +21,7 @@ _OTHER_FORMATS = {
 }
 _USUAL_BITS, _USUAL_CHANNELS = 8, 3
 _UNKNOWN_FORMAT = "Unsupported or missing image file"  # in openslide's words
-# What tifffile raises on damaged files is not one class.
-_DAMAGED = (TiffFileError, OSError, ValueError, TypeError, LookupError, struct.error)
+_DAMAGED = (*DAMAGED, OSError)
 
 
 def why_refused(path: Path, error: str) -> str:

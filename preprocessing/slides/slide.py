@@ -34,6 +34,7 @@ from preprocessing.slides.properties import (
     objective_power,
     stated_properties,
 )
+from preprocessing.slides.tiff_claims import impossible_claim
 from preprocessing.slides.tiff_file import StoredFile
 
 _FINGERPRINT_END_BYTES = 1 << 20
@@ -103,6 +104,8 @@ class Slide:
                 self.slide_id,
                 f"no file at {self.path} that may be read; correct 'path' in the manifest",
             )
+        if claim := impossible_claim(self.path):
+            raise UnreadableSlide(self.slide_id, f"{self.path}: {claim}; copy it again")
         try:
             # openslide.open_slide would fall back to a plain-image reader for any TIFF or PNG.
             handle = openslide.OpenSlide(str(self.path))

@@ -15,9 +15,9 @@ from preprocessing.slides.tiff_jpeg import stream_head
 _JPEG, _RGB, _YCBCR = 7, 2, 6
 _MULTIPLE_PX = 16  # TIFF asks it of a tile's sides; an eighth of it is then whole, too
 # What tifffile makes of damaged tags has any type, and what it raises is not one class.
-_DAMAGED = (
+DAMAGED = (
     *(tifffile.TiffFileError, struct.error),
-    *(ValueError, LookupError, TypeError, AttributeError, OverflowError),
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
 )
 
 
@@ -60,7 +60,7 @@ def index_levels(path: Path, vendor: str, sizes: Sequence[Size]) -> list[TileInd
         with tifffile.TiffFile(path) as tiff:
             pages = [p for p in tiff.pages if isinstance(p, tifffile.TiffPage) and p.is_tiled]
             found = [_level(pages, size) for size in sizes]
-    except _DAMAGED as error:
+    except DAMAGED as error:
         return [f"its TIFF directories cannot be read: {error}"] * len(sizes)
     return _as_drawn_by_aperio(found) if vendor == "aperio" else found
 

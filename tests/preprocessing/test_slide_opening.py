@@ -17,9 +17,12 @@ from tiff_files import TILE_PX, damage_tile, noise, write_tiff
 
 from preprocessing.errors import UnreadableSlide
 from preprocessing.geometry import Size
+from preprocessing.inspection.examination import examine
+from preprocessing.inspection.paths import Candidate
 from preprocessing.manifest import SlideRow
 from preprocessing.slides.direct import block_means
 from preprocessing.slides.slide import Slide, levels_of, open_slide
+from preprocessing.slides.tiff_claims import impossible_claim
 
 
 def row_of(path: Path, mpp: float | None = None) -> SlideRow:
@@ -83,3 +86,25 @@ def test_what_may_not_be_read_or_is_no_file_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UnreadableSlide, match=r"no file at .*locked\.tif that may be read"):
         Slide(row_of(locked))
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "said"),
+    [
+        ("TileWidth", 1 << 24, "in tiles of 16777216 x 256 px"),
+        ("TileLength", 0, "in tiles of 256 x 0 px"),
+        ("ImageWidth", 8_914_396, "needs 69644 tiles of 256 x 256 px, and 4 are listed"),
+        ("ImageLength", 8_914_396, "needs 69644 tiles of 256 x 256 px, and 4 are listed"),
+    ],
+)
+def test_a_damaged_index_is_not_believed(tmp_path, tag, value, said):
+    """openslide ends the process for want of memory, or reads for days."""
+    path = write_tiff(tmp_path / "s.tif", noise(500, 400), compression="jpeg")
+    assert impossible_claim(path) == ""
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages.first.tags[tag].overwrite(value)
+    with pytest.raises(UnreadableSlide, match=rf"s\.tif: its index is damaged.*{said}; copy it"):
+        Slide(row_of(path, 0.5))
+    report = examine(Candidate(row_of(path, 0.5)))
+    assert report.state == "unreadable"
+    assert said in report.problem
