@@ -15,7 +15,7 @@ from preprocessing.tissue.regions import region_files
 
 Row = TypeVar("Row")
 # Counts up when tissue, grid or reader code gives other tiles or pixels for the same settings.
-EXTRACTION_VERSION = 3
+EXTRACTION_VERSION = 4
 _ABSENT = ["absent"]
 
 

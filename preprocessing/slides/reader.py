@@ -35,6 +35,7 @@ from preprocessing.slides.tile_memory import SpareArrays
 RESAMPLING = Image.Resampling.BICUBIC
 _BICUBIC_SUPPORT_PX = 2
 _WHOLE_PX = 1e-6  # a fraction this small is float rounding
+_ABOUT_TWICE = 1.9  # scanners' pixels "of 0.25 um" have up to 0.263
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,15 +170,17 @@ def read_side(slide_id: str, path: Path) -> Iterator[None]:
 def decoded_scale(slide: Slide, geometry: TileGeometry) -> int:
     """At what scale the level's tiles are decoded, 1 where the direct reader does not serve.
 
-    2 where tiles are at least twice as coarse on both axes; 4 and 8 only where that leaves a factor
-    of two to antialiased resampling. On real tissue, features of tiles decoded at 1/2 alone differ
-    from resampled ones no more than resampling filters do among each other; at 1/4 alone they do.
+    2 where tiles are about twice as coarse on both axes, such as 0.5 um/px from 0.253, or coarser;
+    4 and 8 only where that leaves a factor of two to antialiased resampling. On real tissue,
+    features of tiles decoded at 1/2 alone differ from resampled ones no more than resampling
+    filters do among each other; at 1/4 alone they do.
     """
     if not slide.reading.scaled_decoding or slide.stored_tile(geometry.level) is None:
         return 1
     coarser = min(geometry.read_px_x, geometry.read_px_y) / geometry.tile_px
-    coarser *= 1 + LEVEL_TOLERANCE
-    return max(s for s in SCALES if s == 1 or s <= (coarser if s == 2 else coarser / 2))
+    if coarser < _ABOUT_TWICE:
+        return 1
+    return max(s for s in SCALES if s <= max(2, coarser * (1 + LEVEL_TOLERANCE) / 2))
 
 
 def read_tile(
