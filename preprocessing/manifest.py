@@ -127,7 +127,8 @@ def _positive(text: str, name: str, where: str) -> float | None:
         value = float(text)
     except ValueError as error:
         raise ManifestError(message) from error
-    if not (isfinite(value) and value > 0):
+    # Python reads "0_25" as 25.
+    if not (isfinite(value) and value > 0) or "_" in text:
         raise ManifestError(message)
     return value
 

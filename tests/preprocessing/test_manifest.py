@@ -77,6 +77,7 @@ AXES = "slide_id,patient_id,path,mpp,mpp_x,mpp_y"
         ([HEADER, "s1,P1,a.svs,-1"], "got '-1'"),
         ([HEADER, "s1,P1,a.svs,nan"], "got 'nan'"),
         ([HEADER, "s1,P1,a.svs,inf"], "got 'inf'"),
+        ([HEADER, "s1,P1,a.svs,0_25"], "got '0_25'"),
         ([HEADER, 's1,P1,a.svs,"0,25"'], "got '0,25'"),
         ([AXES, "s1,P1,a.svs,,0.5,"], "slide 's1': mpp_x without mpp_y; fill in both"),
         ([AXES, "s1,P1,a.svs,,,0.5"], "mpp_y without mpp_x"),
