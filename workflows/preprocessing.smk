@@ -38,6 +38,8 @@ rule status:
         f"{OUT}/features/process_list.csv",
     log:
         f"{OUT}/logs/status.log",
+    params:
+        limits=digest(STUDY.preprocessing.quality),  # previews show them
     shell:
         "{HISTOMIL} status {ARGS} 2>&1 | tee {log:q}"
 

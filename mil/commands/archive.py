@@ -50,11 +50,17 @@ def extract(study: StudyConfig, parsed: argparse.Namespace) -> int:
 
 
 def status(study: StudyConfig, _: argparse.Namespace) -> int:
+    """Also brings the previews up to date with the limits of quality."""
+    from preprocessing.extraction.preview import renew_previews
     from preprocessing.process_list import collect_statuses, write_process_list
 
     statuses = collect_statuses(study.features_dir, study.preprocessing)
+    done = [slide.slide_id for slide in statuses if slide.status != "failed"]
+    renewed = renew_previews(study.features_dir, done, study.preprocessing.quality)
+    if renewed:
+        print(f"{renewed} preview(s) drawn again: the limits of quality are others")
     path = write_process_list(statuses, study.features_dir)
-    failed = sum(s.status == "failed" for s in statuses)
+    failed = len(statuses) - len(done)
     print(f"{len(statuses) - failed} slide(s) with features, {failed} failed: see {path}")
     return 0
 

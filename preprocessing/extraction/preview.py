@@ -5,6 +5,7 @@ crossed in red, tiles outside the limits of quality struck through in orange. Wh
 small for lines, those are tinted.
 """
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,16 +16,21 @@ from textwrap import wrap
 import numpy as np
 from matplotlib import get_data_path
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
 
 from preprocessing.artefacts import whole_file
 from preprocessing.config import QualityConfig
+from preprocessing.errors import StoreError
 from preprocessing.stores.limits import breaches
 from preprocessing.stores.provenance import Provenance
-from preprocessing.stores.store import SlideFeatures
+from preprocessing.stores.store import FeatureStore, SlideFeatures, open_store, store_path
 from preprocessing.tissue.rasters import dilated
 
+_log = logging.getLogger(__name__)
 _FOLDER = "previews"
+_LIMITS = "histomil limits of quality"
 _LONGEST_PX, _LEAST_WIDTH_PX = 1200, 900
 _MARGIN_PX, _LINE_PX = 20, 24
 _TITLE_PX, _TEXT_PX = 22, 16
@@ -40,17 +46,54 @@ _Box = tuple[int, int, int, int]
 _Colour = tuple[int, int, int]
 
 
-def write_preview(folder: Path, contents: SlideFeatures, limits: QualityConfig) -> Path:
+def write_preview(
+    folder: Path, contents: SlideFeatures | FeatureStore, limits: QualityConfig
+) -> Path:
     """Writes `<folder>/previews/<slide_id>.png`, whole or not at all; an older one is replaced.
 
     Tiles whose quality is not known count as within the limits.
     """
-    path = folder / _FOLDER / f"{contents.provenance.slide_id}.png"
+    path = _preview_path(folder, contents.provenance.slide_id)
     page = draw_preview(contents, limits)
+    facts = PngInfo()
+    facts.add_text(_LIMITS, limits.model_dump_json())
     with whole_file(path) as partial:
         # A quarter of the time of the default, for a file a tenth larger.
-        page.save(partial, compress_level=2)
+        page.save(partial, compress_level=2, pnginfo=facts)
     return path
+
+
+def renew_previews(folder: Path, slide_ids: Iterable[str], limits: QualityConfig) -> int:
+    """Draws those previews again that show other limits, or are damaged; how many were drawn.
+
+    A slide without a preview, such as an imported one, gets none. A store that is not whole keeps
+    its preview and is logged.
+    """
+    stale = [slide_id for slide_id in slide_ids if _is_stale(folder, slide_id, limits)]
+    drawn = 0
+    for slide_id in tqdm(stale, unit="preview", mininterval=2, disable=not stale):
+        try:
+            write_preview(folder, open_store(store_path(folder, slide_id)), limits)
+        except StoreError as error:
+            _log.warning("its preview is not up to date: %s", error)
+        else:
+            drawn += 1
+    return drawn
+
+
+def _is_stale(folder: Path, slide_id: str, limits: QualityConfig) -> bool:
+    path = _preview_path(folder, slide_id)
+    if not path.is_file():
+        return False
+    try:
+        with Image.open(path) as page:
+            return page.info.get(_LIMITS) != limits.model_dump_json()
+    except UnidentifiedImageError:
+        return True
+
+
+def _preview_path(folder: Path, slide_id: str) -> Path:
+    return folder / _FOLDER / f"{slide_id}.png"
 
 
 def partial_previews(folder: Path, slide_id: str) -> list[Path]:
@@ -58,7 +101,7 @@ def partial_previews(folder: Path, slide_id: str) -> list[Path]:
     return sorted((folder / _FOLDER).glob(f".{slide_id}.partial-*"))
 
 
-def draw_preview(contents: SlideFeatures, limits: QualityConfig) -> Image.Image:
+def draw_preview(contents: SlideFeatures | FeatureStore, limits: QualityConfig) -> Image.Image:
     """The slide's picture between what it is and what the marks mean, RGB."""
     view = _View.of(contents.provenance)
     broken = breaches(contents.quality, limits)
@@ -117,7 +160,9 @@ class _View:
         return np.array(picture.resize(size, Image.Resampling.BILINEAR, box=(0, 0, *covered)))
 
 
-def _draw_slide(contents: SlideFeatures, view: _View, outside: NDArray[np.bool_]) -> Image.Image:
+def _draw_slide(
+    contents: SlideFeatures | FeatureStore, view: _View, outside: NDArray[np.bool_]
+) -> Image.Image:
     slide = contents.provenance
     rgb = view.fitted(
         Image.fromarray(contents.thumbnail),
@@ -145,7 +190,7 @@ def _draw_slide(contents: SlideFeatures, view: _View, outside: NDArray[np.bool_]
     return Image.fromarray(rgb)
 
 
-def _boxes(contents: SlideFeatures, view: _View) -> list[_Box]:
+def _boxes(contents: SlideFeatures | FeatureStore, view: _View) -> list[_Box]:
     """(left, top, right, bottom) of every tile, its lines included; neighbours share a line."""
     slide = contents.provenance
     scale = np.array([view.px0_per_px_x, view.px0_per_px_y])
@@ -184,7 +229,7 @@ def _draw_box(draw: ImageDraw.ImageDraw, box: _Box, colour: _Colour, diagonals: 
         draw.line(line, fill=colour, width=2)
 
 
-def _facts(contents: SlideFeatures, outside: dict[str, int]) -> list[str]:
+def _facts(contents: SlideFeatures | FeatureStore, outside: dict[str, int]) -> list[str]:
     slide = contents.provenance
     mpp = f"{slide.mpp_x:.4g}"
     if f"{slide.mpp_y:.4g}" != mpp:

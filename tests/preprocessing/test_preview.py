@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,11 @@ from tiff_files import write_tiff
 
 from preprocessing.config import GridConfig, PreprocessingConfig, QualityConfig, TissueConfig
 from preprocessing.extraction.prepare import prepare_slide, tile_geometry
-from preprocessing.extraction.preview import draw_preview, write_preview
+from preprocessing.extraction.preview import draw_preview, renew_previews, write_preview
 from preprocessing.manifest import SlideRow
 from preprocessing.slides.slide import open_slide
-from preprocessing.stores.store import Provenance, SlideFeatures
+from preprocessing.stores.provenance import EncoderRecord
+from preprocessing.stores.store import Provenance, SlideFeatures, store_path, write_store
 
 SCALE = 0.2  # of a slide of 6000 x 4000 px, on 1200 px
 TILE_PX0, TILES = 500, [(500, 500), (1000, 500), (1500, 500), (3000, 2500)]
@@ -64,6 +66,13 @@ def contents(**provenance) -> SlideFeatures:
         thumbnail=thumbnail,
         tissue_mask=mask,
     )
+
+
+def with_features(slide: SlideFeatures) -> SlideFeatures:
+    record = EncoderRecord(dim=1, weight_digest="", transform="", precision="", licence="")
+    features = np.where(slide.read_error, np.nan, 1).astype(np.float16)[:, None]
+    provenance = slide.provenance.model_copy(update={"encoders": {"fake": record}})
+    return replace(slide, provenance=provenance, features={"fake": features})
 
 
 def picture_of(page: Image.Image) -> np.ndarray:
@@ -197,3 +206,25 @@ def test_what_stands_at_a_place_of_the_slide_stands_there_in_the_picture(tmp_pat
     for x, y in made.coords_px0[::7]:
         at = round(y * scale) + 3, round(x * scale)
         assert where(rgb, GREY)[at] or where(rgb, GREEN)[at]
+
+
+def test_previews_follow_the_limits(tmp_path, caplog):
+    """Only those that show others; neither one that is absent nor one of a damaged store."""
+    for slide_id in ("s1", "s2", "none", "lost"):
+        made = with_features(contents(slide_id=slide_id))
+        write_store(tmp_path, made)
+        write_preview(tmp_path, made, LIMITS if slide_id == "s2" else QualityConfig())
+    (tmp_path / "previews" / "none.png").unlink()
+    shutil.rmtree(store_path(tmp_path, "lost"))
+    before = (tmp_path / "previews" / "s2.png").stat().st_mtime_ns
+    slides = ["s1", "s2", "none", "lost"]
+    assert renew_previews(tmp_path, slides, LIMITS) == 1
+    with Image.open(tmp_path / "previews" / "s1.png") as page:
+        wanted = draw_preview(contents(slide_id="s1"), LIMITS)
+        np.testing.assert_array_equal(np.asarray(page), np.asarray(wanted))
+    assert (tmp_path / "previews" / "s2.png").stat().st_mtime_ns == before
+    assert not (tmp_path / "previews" / "none.png").exists()
+    assert "lost.zarr: no such feature store" in caplog.text
+    assert renew_previews(tmp_path, slides[:3], LIMITS) == 0
+    (tmp_path / "previews" / "s1.png").write_bytes(b"cut")
+    assert renew_previews(tmp_path, ["s1"], LIMITS) == 1
