@@ -5,15 +5,15 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
 _RETIRED = "-old"
 _HOST = sha256(socket.gethostname().encode()).hexdigest()[:8]
-_WRITER = re.compile(r"\.partial-([0-9a-f]{8})-([0-9]+)")
-_SILENT_SECONDS = 3600.0
+_WRITER = re.compile(r"\.partial-([0-9a-f]{8})-([0-9]{1,7})")
+_SILENT_SECONDS, _SWAP_SECONDS = 3600.0, 1.0
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """A partial name beside `path`, renamed to it when the block ends well; replaces an old one.
 
     A folder cannot be swapped in one step: a kill between the two renames leaves `path` absent and
-    the old folder under a name that `put_back` knows.
+    the old folder under a name that `tidy` knows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{_HOST}-{os.getpid()}")
@@ -52,33 +52,46 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)  # gone already after a success
 
 
-def put_back(path: Path) -> None:
-    """The old folder, if a kill in `whole_folder` took it away and put nothing in its place."""
-    for retired in abandoned(path.parent.glob(f"{path.name}.partial-*{_RETIRED}")):
-        if not path.exists():
-            retired.replace(path)
-
-
-def abandoned(partials: Iterable[Path]) -> Iterator[Path]:
-    """Those of `partials` that nobody is writing: their process is gone, or they are another
-    machine's and an hour old.
+def tidy(path: Path) -> None:
+    """After writers of `path` that were killed: an old folder comes back if nothing took its place,
+    and what they left is removed. What another process is writing stays.
     """
-    for partial in partials:
-        writer = _WRITER.search(partial.name)
-        if writer is None or not _at_work(partial, host=writer[1], process=int(writer[2])):
-            yield partial
+    for retired in path.parent.glob(f"{path.name}.partial-*{_RETIRED}"):
+        if not path.exists():
+            time.sleep(_SWAP_SECONDS)  # its writer may be alive, and about to put the new one there
+        if path.exists():
+            _remove(retired)
+        else:
+            with suppress(FileNotFoundError):
+                retired.replace(path)
+    for pattern in (f"{path.name}.partial-*", f".{path.stem}.partial-*{path.suffix}"):
+        for partial in path.parent.glob(pattern):
+            if not (partial.name.endswith(_RETIRED) or _is_written(partial)):
+                _remove(partial)
 
 
-def _at_work(partial: Path, *, host: str, process: int) -> bool:
+def _is_written(partial: Path) -> bool:
+    """Its process lives, or it is another machine's and was touched within the hour."""
+    writer = _WRITER.search(partial.name)
+    if writer is None:
+        return False
     try:
-        if host != _HOST:
-            return time.time() - partial.stat().st_mtime < _SILENT_SECONDS
-        os.kill(process, 0)
+        if writer[1] != _HOST:
+            touched = max(each.stat().st_mtime for each in [partial, *partial.rglob("*")])
+            return time.time() - touched < _SILENT_SECONDS
+        os.kill(int(writer[2]), 0)
     except ProcessLookupError:
         return False
     except (PermissionError, FileNotFoundError):
-        pass  # another user's process; or it has taken its final name by now
+        pass  # another user's process; or what it wrote has its final name by now
     return True
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)
 
 
 def _sync(entry: Path) -> None:

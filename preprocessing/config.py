@@ -84,7 +84,7 @@ class ReadingConfig(Section):
     )
     scaled_decoding: bool = Field(
         default=True,
-        description="there, decode at 1/2, 1/4 or 1/8 where tiles are that much coarser",
+        description="there, decode at 1/2 or less where tiles are about that much coarser",
     )
     cache_mb: int = Field(default=256, ge=16, description="decoded tiles of the slide being read")
 

@@ -56,10 +56,10 @@ def status(study: StudyConfig, _: argparse.Namespace) -> int:
 
     statuses = collect_statuses(study.features_dir, study.preprocessing)
     done = [slide.slide_id for slide in statuses if slide.status != "failed"]
+    path = write_process_list(statuses, study.features_dir)
     renewed = renew_previews(study.features_dir, done, study.preprocessing.quality)
     if renewed:
-        print(f"{renewed} preview(s) drawn again: the limits of quality are others")
-    path = write_process_list(statuses, study.features_dir)
+        print(f"{renewed} preview(s) drawn again, with these limits of quality")
     failed = len(statuses) - len(done)
     print(f"{len(statuses) - failed} slide(s) with features, {failed} failed: see {path}")
     return 0

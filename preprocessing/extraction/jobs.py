@@ -5,7 +5,6 @@ only the encoder is new its tiles and the other encoders' features are kept.
 """
 
 import logging
-import shutil
 import traceback
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from openslide import __library_version__ as openslide_version
 
-from preprocessing.artefacts import abandoned, put_back
+from preprocessing.artefacts import tidy
 from preprocessing.config import PreprocessingConfig, ReadingConfig
 from preprocessing.encoders.lazy import LazyEncoder
 from preprocessing.errors import ConfigError, EncoderUnavailable, HistomilError, StoreError
 from preprocessing.extraction.prepare import prepare_slide, tile_geometry
-from preprocessing.extraction.preview import partial_previews
+from preprocessing.extraction.preview import preview_path
 from preprocessing.geometry import TileGeometry
 from preprocessing.manifest import SlideRow
 from preprocessing.plan import EXTRACTION_VERSION
@@ -34,7 +33,6 @@ from preprocessing.stores.store import (
     FeatureStore,
     SlideFeatures,
     open_store,
-    partial_stores,
     store_path,
 )
 from preprocessing.tissue.regions import tissue_digest
@@ -173,7 +171,8 @@ def _root(out_dir: Path, row: SlideRow) -> bytes | None:
 def _job(row: SlideRow, config: PreprocessingConfig, out_dir: Path, encoder: LazyEncoder) -> Job:
     with naming(row), ExitStack() as stack:
         try:
-            _tidy(out_dir, row.slide_id)
+            tidy(store_path(out_dir, row.slide_id))
+            tidy(preview_path(out_dir, row.slide_id))
             with read_side(row.slide_id, row.path):
                 slide = stack.enter_context(Slide(row, reading=config.reading))
             job = _wanted(row, slide, config, out_dir, encoder)
@@ -182,15 +181,6 @@ def _job(row: SlideRow, config: PreprocessingConfig, out_dir: Path, encoder: Laz
         if isinstance(job, Extraction):
             stack.pop_all()  # its to close
         return job
-
-
-def _tidy(out_dir: Path, slide_id: str) -> None:
-    """After a run that was killed while it wrote this slide."""
-    put_back(store_path(out_dir, slide_id))
-    for leftover in abandoned(partial_stores(out_dir, slide_id)):
-        shutil.rmtree(leftover)
-    for leftover in abandoned(partial_previews(out_dir, slide_id)):
-        leftover.unlink()
 
 
 def _wanted(

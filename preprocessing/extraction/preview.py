@@ -16,7 +16,7 @@ from textwrap import wrap
 import numpy as np
 from matplotlib import get_data_path
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
@@ -46,6 +46,10 @@ _Box = tuple[int, int, int, int]
 _Colour = tuple[int, int, int]
 
 
+def preview_path(folder: Path, slide_id: str) -> Path:
+    return folder / _FOLDER / f"{slide_id}.png"
+
+
 def write_preview(
     folder: Path, contents: SlideFeatures | FeatureStore, limits: QualityConfig
 ) -> Path:
@@ -53,7 +57,7 @@ def write_preview(
 
     Tiles whose quality is not known count as within the limits.
     """
-    path = _preview_path(folder, contents.provenance.slide_id)
+    path = preview_path(folder, contents.provenance.slide_id)
     page = draw_preview(contents, limits)
     facts = PngInfo()
     facts.add_text(_LIMITS, limits.model_dump_json())
@@ -64,7 +68,7 @@ def write_preview(
 
 
 def renew_previews(folder: Path, slide_ids: Iterable[str], limits: QualityConfig) -> int:
-    """Draws those previews again that show other limits, or are damaged; how many were drawn.
+    """Draws those previews again that do not show these limits; how many were drawn.
 
     A slide without a preview, such as an imported one, gets none. A store that is not whole keeps
     its preview and is logged.
@@ -82,23 +86,14 @@ def renew_previews(folder: Path, slide_ids: Iterable[str], limits: QualityConfig
 
 
 def _is_stale(folder: Path, slide_id: str, limits: QualityConfig) -> bool:
-    path = _preview_path(folder, slide_id)
+    path = preview_path(folder, slide_id)
     if not path.is_file():
         return False
     try:
         with Image.open(path) as page:
             return page.info.get(_LIMITS) != limits.model_dump_json()
-    except UnidentifiedImageError:
+    except OSError:  # it is damaged
         return True
-
-
-def _preview_path(folder: Path, slide_id: str) -> Path:
-    return folder / _FOLDER / f"{slide_id}.png"
-
-
-def partial_previews(folder: Path, slide_id: str) -> list[Path]:
-    """What writers of this slide's preview are at or left behind."""
-    return sorted((folder / _FOLDER).glob(f".{slide_id}.partial-*"))
 
 
 def draw_preview(contents: SlideFeatures | FeatureStore, limits: QualityConfig) -> Image.Image:

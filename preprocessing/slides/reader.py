@@ -5,8 +5,8 @@ antialiased bicubic resampling with the box as its source, whose filter also see
 around the box, so that neighbouring tiles agree at their common edge. A box of whole pixels and
 equal size is copied untouched.
 
-Where a level is read directly and a tile is 2, 4 or 8 times coarser, the level is decoded at that
-scale, and the tile is cut from the coarser raster in the same way.
+Where a level is read directly and a tile is about twice as coarse or more, the level is decoded at
+1/2, 1/4 or 1/8, and the tile is cut from that raster in the same way (`decoded_scale`).
 """
 
 from collections import deque

@@ -12,7 +12,7 @@ import tifffile
 
 from preprocessing.slides.tiff_index import DAMAGED
 
-_MOST_TILE_PX = 1 << 26  # 8192 x 8192; scanners store tiles of up to 4096
+_MOST_TILE_PX = 1 << 28  # 1 GiB as openslide holds it; scanners store tiles of up to 4096 squared
 _SEPARATE_PLANES = 2
 
 

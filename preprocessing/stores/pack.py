@@ -11,7 +11,6 @@ with, and is stale as soon as a slide's features, tiles or limits are others.
 """
 
 import mmap
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from tqdm import tqdm
 
-from preprocessing.artefacts import abandoned, whole_folder
+from preprocessing.artefacts import tidy, whole_folder
 from preprocessing.config import QualityConfig, Section
 from preprocessing.errors import StoreError
 from preprocessing.stores.store import FeatureStore, open_store, store_path
@@ -114,8 +113,7 @@ def pack_features(
     the new one is whole; a killed run leaves a partial name, which the next run removes. Raises
     `StoreError` for a damaged store, features of different weights, or nothing to pack.
     """
-    for leftover in abandoned(folder.parent.glob(f"{folder.name}.partial-*")):
-        shutil.rmtree(leftover)
+    tidy(folder)
     packed: list[PackedSlide] = []
     first: FeatureStore | None = None
     start = 0

@@ -73,11 +73,6 @@ def features_key(encoder: str) -> str:
     return f"features/{quote(encoder, safe='')}"
 
 
-def partial_stores(folder: Path, slide_id: str) -> list[Path]:
-    """What writers of this slide are at or left behind; after `put_back`, never its only store."""
-    return sorted(folder.glob(f"{slide_id}.zarr.partial-*"))
-
-
 def write_store(folder: Path, contents: SlideFeatures) -> Path:
     """Write to a partial name and rename; an existing store of the slide is replaced.
 

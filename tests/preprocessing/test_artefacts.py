@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.artefacts import abandoned, put_back, whole_file, whole_folder
+from preprocessing.artefacts import _HOST, tidy, whole_file, whole_folder
 
 
 @pytest.mark.parametrize("kind", [whole_file, whole_folder])
@@ -38,7 +38,9 @@ def make_folder(path, text):
         (partial / "inside").write_text(text)
 
 
-def test_a_folder_is_put_back_that_was_taken_away_for_one_that_never_came(tmp_path, monkeypatch):
+@pytest.mark.parametrize("writer", ["this process", "7", f"{_HOST}-1", "0123abcd-1"])
+def test_a_folder_comes_back_if_nothing_took_its_place(tmp_path, monkeypatch, writer):
+    """Whoever was killed between the renames: a number may be that of another process by now."""
     path = tmp_path / "a.zarr"
     make_folder(path, "old")
     replace = Path.replace
@@ -53,15 +55,16 @@ def test_a_folder_is_put_back_that_was_taken_away_for_one_that_never_came(tmp_pa
         with pytest.raises(KeyboardInterrupt):
             make_folder(path, "new")
     assert not path.exists()
-    put_back(path)
-    assert not path.exists()  # this process lives: it is its own to put back
-    next(tmp_path.iterdir()).replace(tmp_path / "a.zarr.partial-1-old")
-    put_back(path)
+    (retired,) = tmp_path.iterdir()
+    if writer != "this process":
+        retired = retired.rename(tmp_path / f"a.zarr.partial-{writer}-old")
+    tidy(path)
     assert (path / "inside").read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
-    (tmp_path / "a.zarr.partial-1-old").mkdir()  # a kill after both renames
-    put_back(path)
+    retired.mkdir()  # a kill after both renames
+    tidy(path)
     assert (path / "inside").read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
 
 
 WRITER = """
@@ -75,22 +78,41 @@ with whole_folder(Path(sys.argv[1])) as partial:
 """
 
 
-def test_what_another_process_is_writing_is_not_abandoned_until_it_is_killed(tmp_path):
-    command = [sys.executable, "-c", WRITER, str(tmp_path / "a.zarr")]
+def test_what_another_process_is_writing_stays_until_it_is_killed(tmp_path):
+    path = tmp_path / "a.zarr"
+    command = [sys.executable, "-c", WRITER, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         partial = Path(run.stdout.readline().strip())
+        tidy(path)
         assert partial.is_dir()
-        assert list(abandoned([partial])) == []
         run.kill()
         run.wait()
-    assert list(abandoned([partial])) == [partial]
+    tidy(path)
+    assert not partial.exists()
 
 
-def test_what_another_machine_left_is_abandoned_after_an_hour(tmp_path):
-    partial = tmp_path / ".a.partial-0123abcd-1.png"
-    partial.touch()
-    assert list(abandoned([partial])) == []
-    long_ago = partial.stat().st_mtime - 3700
-    os.utime(partial, (long_ago, long_ago))
-    assert list(abandoned([partial])) == [partial]
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_another_machine_left_goes_an_hour_after_it_was_touched(tmp_path, kind):
+    path = tmp_path / "a.png"
+    if kind == "file":
+        partial = inside = tmp_path / ".a.partial-0123abcd-1.png"
+    else:
+        partial = tmp_path / "a.png.partial-0123abcd-1"
+        inside = partial / "inside"
+        partial.mkdir()
+    inside.touch()
+    now = inside.stat().st_mtime
+    os.utime(partial, (now - 3700, now - 3700))
+    os.utime(inside, (now, now))
+    tidy(path)
+    assert partial.exists()
+    os.utime(inside, (now - 3700, now - 3700))
+    tidy(path)
+    assert not partial.exists()
+
+
+def test_what_goes_by_itself_meanwhile_is_no_error(tmp_path, monkeypatch):
+    gone = [tmp_path / f"a.png.partial-{_HOST}-4194304{end}" for end in ("", "-old")]
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: iter(gone))
+    tidy(tmp_path / "a.png")

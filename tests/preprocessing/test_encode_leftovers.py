@@ -1,15 +1,16 @@
 """What other runs left behind: killed while they wrote, rotted since, or written meanwhile."""
 
+import os
 from dataclasses import replace
 
 import pytest
 from encode_fakes import CONFIG, FakeEncoder, assert_same, contents, lazy, only, two_slides
 
-from preprocessing.artefacts import whole_file, whole_folder
+from preprocessing.artefacts import _HOST, whole_file, whole_folder
 from preprocessing.errors import ConfigError
 from preprocessing.extraction.encode import encode_shard
 from preprocessing.extraction.jobs import Extraction, jobs
-from preprocessing.stores.store import partial_stores, store_path
+from preprocessing.stores.store import store_path
 
 
 @pytest.fixture
@@ -17,15 +18,16 @@ def rows(tmp_path):
     return two_slides(tmp_path)
 
 
-def test_a_kill_between_the_renames_costs_no_other_encoder(rows, tmp_path):
+@pytest.mark.parametrize("writer", ["7", f"{_HOST}-{os.getpid()}", "0123abcd-5"])
+def test_a_kill_between_the_renames_costs_no_other_encoder(rows, tmp_path, writer):
     encode_shard(rows[:1], CONFIG, tmp_path, encoder=lazy())
     before, path = contents(tmp_path, "a"), store_path(tmp_path, "a")
-    path.rename(tmp_path / "a.zarr.partial-7-old")
-    (tmp_path / "a.zarr.partial-7").mkdir()
+    path.rename(tmp_path / f"a.zarr.partial-{writer}-old")
+    (tmp_path / f"a.zarr.partial-{writer}").mkdir()
     encode_shard(rows[:1], CONFIG, tmp_path, encoder=lazy(name="second"))
     after = contents(tmp_path, "a")
     assert_same({key: after[key] for key in before}, before)
-    assert not partial_stores(tmp_path, "a")
+    assert not list(tmp_path.glob("*-old"))
 
 
 @pytest.mark.parametrize("patient", ["patient-a", "other"])

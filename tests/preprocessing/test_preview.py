@@ -226,5 +226,7 @@ def test_previews_follow_the_limits(tmp_path, caplog):
     assert not (tmp_path / "previews" / "none.png").exists()
     assert "lost.zarr: no such feature store" in caplog.text
     assert renew_previews(tmp_path, slides[:3], LIMITS) == 0
-    (tmp_path / "previews" / "s1.png").write_bytes(b"cut")
-    assert renew_previews(tmp_path, ["s1"], LIMITS) == 1
+    page = tmp_path / "previews" / "s1.png"
+    for damaged in (b"cut", page.read_bytes()[:50]):
+        page.write_bytes(damaged)
+        assert renew_previews(tmp_path, ["s1"], LIMITS) == 1
