@@ -88,10 +88,11 @@ def _is_written(partial: Path) -> bool:
 
 
 def _remove(entry: Path) -> None:
-    if entry.is_dir():
-        shutil.rmtree(entry, ignore_errors=True)
-    else:
-        entry.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):  # another run tidies, too
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _sync(entry: Path) -> None:

@@ -141,13 +141,13 @@ def test_slide_that_the_system_cannot_read_fails_alone(rows, tmp_path, monkeypat
 
 @pytest.mark.parametrize(
     "name",
-    ["encode.write_store", "jobs.open_store", "jobs.shutil.rmtree"],
+    ["extraction.encode.write_store", "extraction.jobs.open_store", "artefacts.shutil.rmtree"],
 )
 def test_output_that_the_system_refuses_stops_the_shard(rows, tmp_path, monkeypatch, name):
     out = tmp_path / "out"
     encode_shard(rows[:1], CONFIG, out, encoder=lazy())
     (out / "a.zarr.partial-1").mkdir()
-    monkeypatch.setattr(f"preprocessing.extraction.{name}", input_output_error)
+    monkeypatch.setattr(f"preprocessing.{name}", input_output_error)
     with pytest.raises(OSError, match="Input/output error") as caught:
         encode_shard(rows, CONFIG, out, encoder=lazy(FakeEncoder(2.0)))
     assert caught.value.__notes__ == ["slide 'a'"]
