@@ -265,8 +265,8 @@ def levels_of(handle: openslide.OpenSlide) -> tuple[tuple[Level, ...], str]:
             across, down = (handle.dimensions[axis] / size[axis] for axis in (0, 1))
             return tuple(levels), (
                 f"level {level.index} of {size[0]} x {size[1]} px, {across:.4g} times smaller than "
-                f"level 0 in width and {down:.4g} times in height, cannot show the same area: it and "
-                "what is coarser are computed from finer levels"
+                f"level 0 in width and {down:.4g} times in height, cannot show the same area: it "
+                "and what is coarser are computed from finer levels"
             )
         levels.append(level)
     return tuple(levels), ""
