@@ -92,16 +92,18 @@ class TestAhead:
         assert source.closed_in == "x"
 
     def test_closing_while_an_item_is_being_made(self):
-        go_on = threading.Event()
+        begun, go_on = threading.Event(), threading.Event()
 
         def slow():
             yield 1
+            begun.set()
             go_on.wait(SECONDS)
             yield 2
 
         discarded = []
         with Ahead(slow(), limit=1, name="ahead", discard=discarded.append) as items:
             assert next(items) == 1
+            assert begun.wait(SECONDS)
             threading.Timer(0.05, go_on.set).start()
         assert discarded == [2]
 
