@@ -5,7 +5,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -52,22 +52,31 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)  # gone already after a success
 
 
-def tidy(path: Path) -> None:
+def partials_in(folder: Path) -> list[Path]:
+    """What writers are at in `folder`, or left there."""
+    return sorted(folder.glob("*.partial-*"))
+
+
+def tidy(path: Path, partials: Iterable[Path]) -> None:
     """After writers of `path` that were killed: an old folder comes back if nothing took its place,
     and what they left is removed. What another process is writing stays.
+
+    `partials` are those of its folder, which is listed once for all that is written there.
     """
-    for retired in path.parent.glob(f"{path.name}.partial-*{_RETIRED}"):
-        if not path.exists():
+    of_path = (f"{path.name}.partial-", f".{path.stem}.partial-")
+    own = [partial for partial in partials if partial.name.startswith(of_path)]
+    retired = [partial for partial in own if partial.name.endswith(_RETIRED)]
+    for old in retired:
+        if old.exists() and not path.exists():
             time.sleep(_SWAP_SECONDS)  # its writer may be alive, and about to put the new one there
         if path.exists():
-            _remove(retired)
+            _remove(old)
         else:
             with suppress(FileNotFoundError):
-                retired.replace(path)
-    for pattern in (f"{path.name}.partial-*", f".{path.stem}.partial-*{path.suffix}"):
-        for partial in path.parent.glob(pattern):
-            if not (partial.name.endswith(_RETIRED) or _is_written(partial)):
-                _remove(partial)
+                old.replace(path)
+    for partial in own:
+        if partial not in retired and not _is_written(partial):
+            _remove(partial)
 
 
 def _is_written(partial: Path) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from preprocessing.artefacts import partials_in
 from preprocessing.errors import StoreError
 from preprocessing.process_list import read_process_list
 from preprocessing.stores.pack import open_pack, read_index
@@ -105,12 +106,8 @@ def _check_pack(features_dir: Path, folder: Path, *, deep: bool) -> None:
 
 
 def _leftovers(features_dir: Path, slide_ids: Iterable[str]) -> list[Problem]:
-    partials = [
-        *features_dir.glob("*.partial-*"),
-        *(features_dir / "shards").glob("*.partial-*"),
-        *(features_dir / "packs").glob("*.partial-*"),
-        *(features_dir / "previews").glob(".*.partial-*"),
-    ]
+    places = [features_dir, *(features_dir / name for name in ("shards", "packs", "previews"))]
+    partials = [path for place in places for path in partials_in(place)]
     known = {store_path(features_dir, slide_id) for slide_id in slide_ids}
     strange = [
         path for path in _folders(features_dir) if path.suffix == ".zarr" and path not in known

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from openslide import __library_version__ as openslide_version
 
-from preprocessing.artefacts import tidy
+from preprocessing.artefacts import partials_in, tidy
 from preprocessing.config import PreprocessingConfig, ReadingConfig
 from preprocessing.encoders.lazy import LazyEncoder
 from preprocessing.errors import ConfigError, EncoderUnavailable, HistomilError, StoreError
 from preprocessing.extraction.prepare import prepare_slide, tile_geometry
-from preprocessing.extraction.preview import preview_path
+from preprocessing.extraction.preview import PREVIEWS, preview_path
 from preprocessing.geometry import TileGeometry
 from preprocessing.manifest import SlideRow
 from preprocessing.plan import EXTRACTION_VERSION
@@ -130,7 +130,11 @@ def jobs(
     rows: Sequence[SlideRow], config: PreprocessingConfig, out_dir: Path, encoder: LazyEncoder
 ) -> Generator[Job]:
     """One per row, in their order, each slide looked at when its turn comes."""
+    partials = [*partials_in(out_dir), *partials_in(out_dir / PREVIEWS)]
     for row in rows:
+        with naming(row):
+            for path in (store_path(out_dir, row.slide_id), preview_path(out_dir, row.slide_id)):
+                tidy(path, partials)
         yield _job(row, config, out_dir, encoder)
 
 
@@ -171,8 +175,6 @@ def _root(out_dir: Path, row: SlideRow) -> bytes | None:
 def _job(row: SlideRow, config: PreprocessingConfig, out_dir: Path, encoder: LazyEncoder) -> Job:
     with naming(row), ExitStack() as stack:
         try:
-            tidy(store_path(out_dir, row.slide_id))
-            tidy(preview_path(out_dir, row.slide_id))
             with read_side(row.slide_id, row.path):
                 slide = stack.enter_context(Slide(row, reading=config.reading))
             job = _wanted(row, slide, config, out_dir, encoder)

@@ -29,7 +29,7 @@ from preprocessing.stores.store import FeatureStore, SlideFeatures, open_store, 
 from preprocessing.tissue.rasters import dilated
 
 _log = logging.getLogger(__name__)
-_FOLDER = "previews"
+PREVIEWS = "previews"
 _LIMITS = "histomil limits of quality"
 _LONGEST_PX, _LEAST_WIDTH_PX = 1200, 900
 _MARGIN_PX, _LINE_PX = 20, 24
@@ -47,7 +47,7 @@ _Colour = tuple[int, int, int]
 
 
 def preview_path(folder: Path, slide_id: str) -> Path:
-    return folder / _FOLDER / f"{slide_id}.png"
+    return folder / PREVIEWS / f"{slide_id}.png"
 
 
 def write_preview(

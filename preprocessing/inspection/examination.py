@@ -44,7 +44,7 @@ def examine(candidate: Candidate) -> SlideReport:
 def _examined(candidate: Candidate, report: SlideReport) -> SlideReport:
     row = candidate.row
     if row.path.is_file() and (claim := impossible_claim(row.path)):
-        return replace(report, problem=f"{claim}; copy it again")
+        return replace(report, problem=claim)
     try:
         with _opened((row.path, *candidate.further)) as (path, handle):
             described = _with_mpp(_described(report, path, handle), row, handle.properties)

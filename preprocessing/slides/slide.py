@@ -105,7 +105,7 @@ class Slide:
                 f"no file at {self.path} that may be read; correct 'path' in the manifest",
             )
         if claim := impossible_claim(self.path):
-            raise UnreadableSlide(self.slide_id, f"{self.path}: {claim}; copy it again")
+            raise UnreadableSlide(self.slide_id, f"{self.path}: {claim}")
         try:
             # openslide.open_slide would fall back to a plain-image reader for any TIFF or PNG.
             handle = openslide.OpenSlide(str(self.path))

@@ -20,16 +20,17 @@ def impossible_claim(path: Path) -> str:
     """Empty where there is none, or no TIFF whose directories could be read."""
     try:
         with tifffile.TiffFile(path) as tiff:
-            return next(_impossible(tiff), "")
+            claim = next(_impossible(tiff), "")
     except (*DAMAGED, OSError):
         return ""  # openslide's own answer counts
+    return claim and f"its index is damaged: {claim}; copy it again"
 
 
 def _impossible(tiff: tifffile.TiffFile) -> Iterator[str]:
     for page in tiff.pages:
         if not (isinstance(page, tifffile.TiffPage) and page.is_tiled):
             continue
-        raster = f"its index is damaged: a raster of {page.imagewidth} x {page.imagelength} px"
+        raster = f"a raster of {page.imagewidth} x {page.imagelength} px"
         tile = f"tiles of {page.tilewidth} x {page.tilelength} px"
         if not 0 < page.tilewidth * page.tilelength <= _MOST_TILE_PX:
             yield f"{raster} in {tile}"

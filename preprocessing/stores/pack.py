@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from tqdm import tqdm
 
-from preprocessing.artefacts import tidy, whole_folder
+from preprocessing.artefacts import partials_in, tidy, whole_folder
 from preprocessing.config import QualityConfig, Section
 from preprocessing.errors import StoreError
 from preprocessing.stores.store import FeatureStore, open_store, store_path
@@ -113,7 +113,7 @@ def pack_features(
     the new one is whole; a killed run leaves a partial name, which the next run removes. Raises
     `StoreError` for a damaged store, features of different weights, or nothing to pack.
     """
-    tidy(folder)
+    tidy(folder, partials_in(folder.parent))
     packed: list[PackedSlide] = []
     first: FeatureStore | None = None
     start = 0

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from preprocessing.artefacts import tidy, whole_file
+from preprocessing.artefacts import partials_in, tidy, whole_file
 from preprocessing.config import SyntheticConfig
 from preprocessing.errors import ConfigError
 from preprocessing.outlines import write_outlines
@@ -82,7 +82,7 @@ def _claim(config: SyntheticConfig, out_dir: Path) -> None:
 def _make_slide(plan: SlidePlan, config: SyntheticConfig, out_dir: Path) -> None:
     """The outline first and the slide last: a slide that exists is complete."""
     path = _slide_path(out_dir, plan)
-    tidy(path)
+    tidy(path, partials_in(path.parent))
     rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(1, plan.index)))
     grid = MacroGrid(config.width_px * COARSE_MPP, config.height_px * COARSE_MPP)
     tissue_um = normal.tissue_depth(rng, grid)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.artefacts import _HOST, tidy, whole_file, whole_folder
+from preprocessing.artefacts import _HOST, partials_in, tidy, whole_file, whole_folder
 
 
 @pytest.mark.parametrize("kind", [whole_file, whole_folder])
@@ -58,11 +58,11 @@ def test_a_folder_comes_back_if_nothing_took_its_place(tmp_path, monkeypatch, wr
     (retired,) = tmp_path.iterdir()
     if writer != "this process":
         retired = retired.rename(tmp_path / f"a.zarr.partial-{writer}-old")
-    tidy(path)
+    tidy(path, partials_in(tmp_path))
     assert (path / "inside").read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
     retired.mkdir()  # a kill after both renames
-    tidy(path)
+    tidy(path, partials_in(tmp_path))
     assert (path / "inside").read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
 
@@ -84,11 +84,11 @@ def test_what_another_process_is_writing_stays_until_it_is_killed(tmp_path):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         partial = Path(run.stdout.readline().strip())
-        tidy(path)
+        tidy(path, partials_in(tmp_path))
         assert partial.is_dir()
         run.kill()
         run.wait()
-    tidy(path)
+    tidy(path, partials_in(tmp_path))
     assert not partial.exists()
 
 
@@ -105,14 +105,22 @@ def test_what_another_machine_left_goes_an_hour_after_it_was_touched(tmp_path, k
     now = inside.stat().st_mtime
     os.utime(partial, (now - 3700, now - 3700))
     os.utime(inside, (now, now))
-    tidy(path)
+    tidy(path, partials_in(tmp_path))
     assert partial.exists()
     os.utime(inside, (now - 3700, now - 3700))
-    tidy(path)
+    tidy(path, partials_in(tmp_path))
     assert not partial.exists()
 
 
-def test_what_goes_by_itself_meanwhile_is_no_error(tmp_path, monkeypatch):
+def test_what_goes_by_itself_meanwhile_is_no_error(tmp_path):
     gone = [tmp_path / f"a.png.partial-{_HOST}-4194304{end}" for end in ("", "-old")]
-    monkeypatch.setattr(Path, "glob", lambda path, pattern: iter(gone))
-    tidy(tmp_path / "a.png")
+    tidy(tmp_path / "a.png", gone)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_what_belongs_to_the_path_is_touched(tmp_path):
+    others = ["a2.zarr.partial-1", "b.zarr.partial-1-old", ".a2.partial-1.zarr"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    tidy(tmp_path / "a.zarr", partials_in(tmp_path))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(others)
